@@ -1,0 +1,19 @@
+# Sourced by the scripts: makes .venv when it is missing or older than its requirements, and activates it.
+if ! cmp -s requirements.txt .venv/requirements.txt; then
+  python3 -m venv .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+  # Ultralytics pulls the OpenCV that needs GUI libraries; both write the same files.
+  .venv/bin/pip uninstall --quiet --yes opencv-python opencv-python-headless
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps "$(grep -o '^opencv-python-headless==[^ ]*' requirements.txt)"
+  cp requirements.txt .venv/requirements.txt
+fi
+source .venv/bin/activate
+
+container_engine() {
+  local engine
+  engine="$(command -v docker || command -v podman)" || {
+    echo "error: neither docker nor podman is installed; install one of them" >&2
+    return 1
+  }
+  "$engine" "$@"
+}

@@ -1,0 +1,67 @@
+"""The container's entry point: one job in, one result file out."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from midog import job
+from midog.errors import UserError
+from midog.system import OWN_MODEL, PLATFORM_MODEL, find_system, model_folder
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        description="Run one MIDOG 2025 job: read inputs.json and its image, write the result as JSON."
+    )
+    parser.add_argument("--input", metavar="DIR", type=Path, default="/input", help="holds inputs.json (%(default)s)")
+    parser.add_argument("--output", metavar="DIR", type=Path, default="/output", help="for the result (%(default)s)")
+    parser.add_argument("--model", metavar="DIR", help=f"weights ({PLATFORM_MODEL}; where that is empty, {OWN_MODEL})")
+    parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def log(text):
+    print(text, flush=True)
+
+
+def warn(text):
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def classify_stack(task, system, device):
+    """Track 2: the class and P(atypical) of every page of the stack."""
+    from midog.classify import classify_file
+
+    return job.atypical_result(classify_file(task.image_path, system, device, warn, log))
+
+
+HANDLERS = {2: classify_stack}  # by track
+
+
+def run(arguments):
+    started = time.perf_counter()
+    task = job.read_job(arguments.input)
+    track = task.socket.track
+    if track not in HANDLERS:
+        raise UserError(f"{arguments.input / 'inputs.json'}: this version has no system for Track {track}; use a newer one")
+    job.check_writable(arguments.output)
+    system = find_system(model_folder(arguments.model), arguments.system, track)
+    log(f"image {task.image_name}, system {system.system}, weights {system.version}, members {len(system.members)}")
+    result_path = arguments.output / task.socket.result_name
+    job.write_result(result_path, HANDLERS[track](task, system, arguments.device))
+    log(f"result {result_path}, seconds {time.perf_counter() - started:.2f}")
+
+
+def main(argv=None):
+    try:
+        run(parse_arguments(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks only: one file a paper, plain PyTorch, no files read."""

@@ -1,0 +1,174 @@
+"""Classifiers of crops: ConvNeXt V2, and any network of timm by name.
+
+ConvNeXt V2: Woo et al., "ConvNeXt V2: Co-designing and Scaling ConvNets with
+Masked Autoencoders", arXiv 2301.00808. Parameter names are timm's, so that
+timm's weights load strictly; written here because timm's import alone costs
+more than the forward of a small ensemble.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of an (N, C, H, W) map."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global response normalisation over (N, H, W, C) (arXiv 2301.00808, section 3.2, equations 1 to 3)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        response = x.square().sum(dim=(1, 2), keepdim=True).sqrt()  # equation 1
+        share = response / (response.mean(dim=-1, keepdim=True) + 1e-6)  # equation 2
+        return x + self.weight * (x * share) + self.bias  # equation 3, with the residual
+
+
+class MLP(nn.Module):
+    """Two pixel-wise linear layers with GELU and global response normalisation between."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.grn = GlobalResponseNorm(4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
+
+    def forward(self, x):
+        return self.fc2(self.grn(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Depth-wise 7x7, norm, MLP, residual; a share of the images skips it in training (stochastic depth)."""
+
+    def __init__(self, channels, drop_path):
+        super().__init__()
+        self.drop_path = drop_path
+        self.conv_dw = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = MLP(channels)
+
+    def forward(self, x):
+        y = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        if self.training and self.drop_path:
+            kept = torch.rand(len(y), 1, 1, 1, device=y.device) >= self.drop_path
+            y = y * (kept / (1 - self.drop_path)).to(y.dtype)
+        return x + y
+
+
+class Stage(nn.Module):
+    """Norm and 2x2 stride-2 convolution (not before the first stage), then blocks."""
+
+    def __init__(self, channels_in, channels, depth, drop_paths, downsample):
+        super().__init__()
+        self.downsample = nn.Identity()
+        if downsample:
+            self.downsample = nn.Sequential(ChannelNorm(channels_in), nn.Conv2d(channels_in, channels, 2, stride=2))
+        self.blocks = nn.Sequential(*(Block(channels, drop_paths[i]) for i in range(depth)))
+
+    def forward(self, x):
+        return self.blocks(self.downsample(x))
+
+
+class Head(nn.Module):
+    """Global average pooling, norm, linear."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        return self.fc(self.norm(x.mean(dim=(2, 3), keepdim=True)).flatten(1))
+
+
+def patch_stem(channels):
+    """The paper's: one 4x4 convolution of stride 4."""
+    return nn.Sequential(nn.Conv2d(3, channels, 4, stride=4), ChannelNorm(channels))
+
+
+def early_stem(channels):
+    """Four 3x3 convolutions of stride 2, 1, 2, 1, each with batch norm and ReLU (arXiv 2106.14881, section 4)."""
+    layers = []
+    for channels_in, channels_out, stride in (
+        (3, channels // 2, 2),
+        (channels // 2, channels // 2, 1),
+        (channels // 2, channels, 2),
+        (channels, channels, 1),
+    ):
+        layers += [
+            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+STEMS = {"patch": patch_stem, "early": early_stem}
+
+
+class ConvNeXtV2(nn.Module):
+    """ConvNeXt V2.
+
+    Args:
+        widths: channels a stage, e.g. (128, 256, 512, 1024) for Base.
+        depths: blocks a stage, e.g. (3, 3, 27, 3) for Base.
+        stem: "patch", the paper's 4x4 convolution of stride 4, or "early", four
+            3x3 convolutions with batch norm, which networks without pretraining
+            need: Xiao et al., "Early Convolutions Help Transformers See
+            Better", arXiv 2106.14881.
+        classes: outputs.
+        drop_path: share of images that skip the last block in training, growing linearly from 0.
+
+    Forward: float (N, 3, H, W), normalised -> logits (N, classes).
+    """
+
+    def __init__(self, widths, depths, stem="patch", classes=1, drop_path=0.0):
+        super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"stem {stem!r} is not one of {', '.join(STEMS)}")
+        self.stem = STEMS[stem](widths[0])
+        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
+        self.stages = nn.ModuleList(
+            Stage(widths[max(i - 1, 0)], widths[i], depths[i], rates[i].tolist(), downsample=i > 0)
+            for i in range(len(depths))
+        )
+        self.head = Head(widths[-1], classes)
+        self.widths = tuple(widths)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def stage_maps(self, x):
+        """The output of every stage, from fine to coarse."""
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x):
+        return self.head(self.stage_maps(x)[-1])
+
+
+def timm_network(name, classes=1, drop_path=0.0):
+    """Any classifier of timm by its name, without weights."""
+    import timm
+
+    return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
+
+
+NETWORKS = {"convnextv2": ConvNeXtV2, "timm": timm_network}

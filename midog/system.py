@@ -1,0 +1,190 @@
+"""A system: `model.yaml` and the weights beside it.
+
+`model.yaml` says everything that a run depends on. Its keys are strict, and
+each weights file is checked against its sha256 before it is used.
+"""
+
+import hashlib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+from midog.errors import UserError
+
+PLATFORM_MODEL = Path("/opt/ml/model")
+OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
+DEFAULT_SYSTEMS = {2: "convnextv2_small"}  # by track, where a model folder holds several
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """P = sigmoid(scale x logit(p) + shift), so that .5 is the operating point."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of an ensemble.
+
+    Attributes:
+        network: a name in `midog.models.classifiers.NETWORKS`.
+        options: its constructor's arguments.
+        crop: share of the page's side that is kept around the centre, in (0, 1].
+        size: px, the side of the network's input.
+        weights: safetensors file beside model.yaml.
+        sha256: of that file.
+        calibration: see `Calibration`.
+    """
+
+    network: str
+    options: dict
+    crop: float
+    size: int
+    weights: str
+    sha256: str
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class System:
+    """What model.yaml holds.
+
+    Attributes:
+        system, version, track: which weights these are.
+        views: dihedral views of each crop at test: 1, 2, 4 or 8.
+        members: the ensemble; the mean of their probabilities is the answer.
+        data: names of the sets the weights were trained on.
+        training: the recipe, as in resources/systems.
+        metrics: figures measured when the weights were made.
+        folder: where model.yaml lies.
+    """
+
+    system: str
+    version: str
+    track: int
+    views: int
+    members: tuple
+    data: tuple
+    training: dict
+    metrics: dict
+    folder: Path
+
+
+def parse(kind, values, where):
+    """Build a dataclass from a YAML mapping with exactly its keys.
+
+    Args:
+        kind: the dataclass; fields with defaults may be left out.
+        values: the mapping.
+        where: file and place, for the message.
+
+    Raises:
+        UserError: not a mapping, an unknown key, or one missing.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a mapping expected, got {type(values).__name__}; see resources/systems")
+    known = {field.name: field for field in fields(kind)}
+    unknown = sorted(set(map(str, values)) - set(known))
+    if unknown:
+        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
+    needed = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
+    missing = sorted(needed - set(values))
+    if missing:
+        raise UserError(f"{where}: key {', '.join(missing)} is missing; see resources/systems")
+    for name, value in values.items():
+        wanted = known[name].type
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        if isinstance(wanted, type) and not isinstance(value, wanted):
+            raise UserError(f"{where}: {name} is {value!r}, a {wanted.__name__} expected")
+    return kind(**values)
+
+
+def read_yaml(path):
+    """The mapping in a YAML file, or a UserError that names it."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as YAML ({reason}); train or unpack the system again") from None
+
+
+def load_system(folder):
+    """Read and check `folder`/model.yaml.
+
+    Raises:
+        UserError: no or broken YAML, an unknown or missing key, missing weights, a wrong sha256.
+    """
+    path = Path(folder) / "model.yaml"
+    values = read_yaml(path)
+    if not isinstance(values, dict) or not isinstance(values.get("members"), list) or not values["members"]:
+        raise UserError(f"{path}: no list of members; train or unpack the system again")
+    members = []
+    for number, member in enumerate(values["members"]):
+        where = f"{path}: members[{number}]"
+        member = dict(member) if isinstance(member, dict) else member
+        if isinstance(member, dict) and "calibration" in member:
+            member["calibration"] = parse(Calibration, member["calibration"], f"{where}.calibration")
+        members.append(parse(Member, member, where))
+        _check_weights(path.parent / members[-1].weights, members[-1].sha256)
+    data = values.get("data")
+    if not isinstance(data, list):
+        raise UserError(f"{path}: data is not a list of names; train or unpack the system again")
+    system = parse(System, values | {"members": tuple(members), "data": tuple(data), "folder": path.parent}, path)
+    if system.views not in (1, 2, 4, 8):
+        raise UserError(f"{path}: views is {system.views}; 1, 2, 4 or 8 expected")
+    return system
+
+
+def _check_weights(path, sha256):
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise UserError(f"{path}: weights not found; unpack the model again, or train the missing fold") from None
+    if found != sha256:
+        raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {sha256[:12]}...; unpack the model again")
+
+
+def model_folder(given):
+    """The folder given, else the platform's where it holds something, else our own."""
+    if given:
+        return Path(given)
+    return PLATFORM_MODEL if PLATFORM_MODEL.is_dir() and any(PLATFORM_MODEL.iterdir()) else OWN_MODEL
+
+
+def find_system(model_dir, name, track):
+    """The system to run: the one named, or the only one (or the default) for a track.
+
+    Args:
+        model_dir: folder with one folder a system.
+        name: a system's name, or None.
+        track: 1 or 2.
+
+    Raises:
+        UserError: no such system, one for the other track, or an ambiguous choice.
+    """
+    model_dir = Path(model_dir)
+    found = sorted(path.parent.name for path in model_dir.glob("*/model.yaml"))
+    listed = f"there: {', '.join(found) or 'none'}"
+    if name is None:
+        fitting = [each for each in found if _track(model_dir / each) == track]
+        if DEFAULT_SYSTEMS.get(track) in fitting:
+            fitting = [DEFAULT_SYSTEMS[track]]
+        if len(fitting) != 1:
+            raise UserError(f"{model_dir}: no single system for Track {track}; choose one with --system ({listed})")
+        name = fitting[0]
+    elif name not in found:
+        raise UserError(f"{model_dir / name / 'model.yaml'}: not found; choose another --system or --model ({listed})")
+    system = load_system(model_dir / name)
+    if system.track != track:
+        raise UserError(f"{system.folder / 'model.yaml'}: {name} is for Track {system.track}, the job for Track {track}")
+    return system
+
+
+def _track(folder):
+    values = read_yaml(folder / "model.yaml")
+    return values.get("track") if isinstance(values, dict) else None

@@ -1,0 +1,163 @@
+"""What a training run of Track 2 leaves behind: calibration, out-of-fold figures, plots, the export."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from midog.metrics import bootstrap_by_case, classification_metrics
+
+
+def fit_calibration(probabilities, labels):
+    """Platt's scaling with balanced classes, so that .5 is where balanced accuracy is expected to peak.
+
+    Args:
+        probabilities: float (N,), before calibration.
+        labels: int (N,).
+
+    Returns:
+        (scale, shift) for sigmoid(scale x logit(p) + shift).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(class_weight="balanced", C=1e6).fit(_logit(probabilities)[:, None], labels)
+    scale = max(float(model.coef_[0, 0]), 1e-3)  # never upside down, not even after two steps of training
+    return round(scale, 4), round(float(model.intercept_[0]), 4)
+
+
+def calibrate(probabilities, scale, shift):
+    """sigmoid(scale x logit(p) + shift), as `midog.classify.Calibrated`."""
+    return 1 / (1 + np.exp(-(scale * _logit(probabilities) + shift)))
+
+
+def _logit(probabilities):
+    p = np.clip(np.asarray(probabilities, np.float64), 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def report_and_export(plan, crops, numbers, folds, subclasses, out):
+    """Write out_of_fold.csv, metrics.json, the plots and OUT/model/<system>/ from the finished folds."""
+    table = _out_of_fold(crops, numbers, folds, out)
+    labels, raw = table.label.to_numpy(), table.raw.to_numpy()
+    table["probability"] = _calibrated_by_other_folds(table)
+    scale, shift = fit_calibration(raw, labels)
+    metrics = _metrics(table)
+    table.to_csv(out / "out_of_fold.csv", index=False)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    _plot(table, raw, out)
+    _print(metrics)
+    export(plan, crops, folds, subclasses, (scale, shift), metrics, out)
+
+
+def _out_of_fold(crops, numbers, folds, out):
+    rows = []
+    for fold in folds:
+        held_out = np.flatnonzero(numbers == fold)
+        raw = np.load(out / f"fold{fold}" / "held_out.npy")
+        for row, probability in zip(held_out, raw, strict=True):
+            rows.append((crops.files[row], crops.cases[row], crops.domains[row], fold, int(crops.labels[row]), probability))
+    return pd.DataFrame(rows, columns=["file", "case", "domain", "fold", "label", "raw"])
+
+
+def _calibrated_by_other_folds(table):
+    """No crop is judged at a threshold that its own fold helped to choose (one fold alone has no other choice)."""
+    probability = np.zeros(len(table))
+    for fold in table.fold.unique():
+        mine = (table.fold == fold).to_numpy()
+        others = ~mine if (~mine).any() else mine
+        scale, shift = fit_calibration(table.raw[others], table.label[others])
+        probability[mine] = calibrate(table.raw[mine], scale, shift)
+    return probability
+
+
+def _metrics(table):
+    def of(part):
+        return classification_metrics(part.label.to_numpy(), part.probability.to_numpy())
+
+    overall = of(table)
+    labels, probability, cases = (table[name].to_numpy() for name in ("label", "probability", "case"))
+    for name in ("balanced_accuracy", "roc_auc"):
+        overall[f"{name}_interval_95"] = bootstrap_by_case(labels, probability, cases, name)
+    by_fold = {f"fold_{fold}": of(part) for fold, part in table.groupby("fold")}
+    by_domain = {str(domain): of(part) | {"crops": len(part)} for domain, part in table.groupby("domain")}
+    spread = [figures["balanced_accuracy"] for figures in by_fold.values()]
+    overall["balanced_accuracy_fold_mean"] = float(np.mean(spread))
+    overall["balanced_accuracy_fold_deviation"] = float(np.std(spread))
+    return {"overall": overall, "folds": by_fold, "domains": by_domain}
+
+
+def _print(metrics):
+    print(f"{'out of fold':34s} {'BA':>6} {'AUC':>6} {'sens':>6} {'spec':>6}")
+    for name, figures in {"overall": metrics["overall"], **metrics["folds"], **metrics["domains"]}.items():
+        shown = [figures[key] for key in ("balanced_accuracy", "roc_auc", "sensitivity", "specificity")]
+        print(f"{name:34s} " + " ".join(f"{figure:6.4f}" for figure in shown))
+    low, high = metrics["overall"]["balanced_accuracy_interval_95"]
+    print(f"95 % interval of the balanced accuracy, bootstrap by case: {low:.4f} to {high:.4f}")
+
+
+def _plot(table, raw, out):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    for name, part in [("overall", table), *table.groupby("domain")]:
+        if part.label.nunique() == 2:
+            false_positive, true_positive, _ = roc_curve(part.label, part.probability)
+            area = roc_auc_score(part.label, part.probability)
+            style = {"color": "black", "linewidth": 2} if name == "overall" else {"linewidth": 1}
+            axes.plot(false_positive, true_positive, label=f"{name} {area:.3f}", **style)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="Out of fold ROC (AUC)", aspect="equal")
+    axes.legend(fontsize=7)
+    figure.savefig(out / "roc.png", dpi=120)
+
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    weights_of = {"before": raw, "after, classes balanced": table.probability}
+    for name, values in weights_of.items():
+        observed, expected = calibration_curve(table.label, np.clip(values, 0, 1), n_bins=10, strategy="quantile")
+        axes.plot(expected, observed, marker="o", label=name)
+    axes.set(xlabel="P(atypical)", ylabel="share atypical", title="Calibration out of fold", aspect="equal")
+    axes.legend()
+    figure.savefig(out / "calibration.png", dpi=120)
+    plt.close("all")
+
+
+def export(plan, crops, folds, subclasses, calibration, metrics, out):
+    """Write OUT/model/<system>/: model.yaml and one fp16 safetensors file a fold."""
+    import yaml
+
+    folder = out / "model" / plan.system
+    folder.mkdir(parents=True, exist_ok=True)
+    options = plan.member.options | {"classes": 1 + len(subclasses)}
+    members = []
+    for fold in folds:
+        target = folder / f"fold{fold}.safetensors"
+        shutil.copyfile(out / f"fold{fold}" / "weights.safetensors", target)
+        members.append(
+            asdict(plan.member)
+            | {
+                "options": options,
+                "calibration": dict(zip(("scale", "shift"), calibration, strict=True)),
+                "weights": target.name,
+                "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+            }
+        )
+    content = {
+        "system": plan.system,
+        "version": plan.version,
+        "track": plan.track,
+        "views": plan.views,
+        "data": crops.sets,
+        "members": members,
+        "training": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)},
+        "metrics": {"out_of_fold": metrics["overall"] | {key: list(value) for key, value in metrics["overall"].items() if isinstance(value, tuple)}},
+    }
+    (folder / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    print(f"exported {folder}: run it with inference.py --model {out / 'model'}")

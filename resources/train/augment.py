@@ -1,0 +1,116 @@
+"""Augmentation of a batch of crops, on whole tensors and on any device."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+# Rows: the optical density of haematoxylin, eosin and DAB in R, G, B
+# (Ruifrok and Johnston 2001, as in scikit-image's rgb_from_hed).
+RGB_FROM_HED = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+HED_FROM_RGB = torch.linalg.inv(RGB_FROM_HED)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much a crop may change; 0 switches a part off.
+
+    Attributes:
+        flip: probability of each of the two mirrorings.
+        transpose: probability of swapping rows and columns.
+        affine: probability of shift, scale and rotation together.
+        rotation: degrees, drawn from -rotation to rotation.
+        scale: share, drawn from -scale to scale (log-uniform).
+        stretch: share by which width and height may differ (log-uniform).
+        shift: share of the crop's side.
+        stain: standard deviation of the log of each stain's strength, in HED space.
+        contrast: standard deviation of the log of brightness and contrast.
+        blur: probability of a 3x3 mean.
+    """
+
+    flip: float = 0.0
+    transpose: float = 0.0
+    affine: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+    stretch: float = 0.0
+    shift: float = 0.0
+    stain: float = 0.0
+    contrast: float = 0.0
+    blur: float = 0.0
+
+
+def augment(crops, masks, kept, size, how):
+    """Draw one view of every crop: the geometry, the centre crop and the scaling are one resampling.
+
+    Args:
+        crops: float (N, 3, H, W) in [0, 1].
+        masks: float (N, 1, H, W).
+        kept: share of the side that the centre crop keeps.
+        size: px of the result's side.
+        how: `Augmentation`.
+
+    Returns:
+        crops float (N, 3, size, size) in [0, 1], masks float (N, 1, size, size).
+    """
+    matrix = _matrices(len(crops), kept, how).to(crops.device)
+    grid = F.affine_grid(matrix, (len(crops), 1, size, size), align_corners=False)
+    crops = F.grid_sample(crops, grid, padding_mode="reflection", align_corners=False)
+    masks = F.grid_sample(masks, grid, align_corners=False)
+    if how.stain:
+        crops = jitter_stain(crops, how.stain)
+    if how.contrast:
+        crops = _jitter_contrast(crops, how.contrast)
+    if how.blur:
+        blurred = F.avg_pool2d(F.pad(crops, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        crops = torch.where(_chance(len(crops), how.blur).to(crops.device)[:, None, None, None], blurred, crops)
+    return crops, masks
+
+
+def _chance(count, probability):
+    return torch.rand(count) < probability
+
+
+def _uniform(*shape):
+    return torch.rand(*shape) * 2 - 1
+
+
+def _matrices(count, kept, how):
+    """(N, 2, 3) maps from the result's coordinates in [-1, 1] to the crop's."""
+    moved = _chance(count, how.affine).float()
+    angle = torch.deg2rad(_uniform(count) * how.rotation * moved)
+    scale = torch.exp(_uniform(count) * how.scale * moved) * kept
+    stretch = torch.exp(_uniform(count) * how.stretch * moved / 2)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+    linear = linear * (scale[:, None, None] * torch.stack([stretch, 1 / stretch], 1)[:, None, :])
+    mirror = 1 - 2 * _chance(count * 2, how.flip).float().view(count, 1, 2)
+    linear = linear * mirror
+    swapped = _chance(count, how.transpose)
+    linear[swapped] = linear[swapped].flip(2)
+    shift = _uniform(count, 2) * 2 * how.shift * moved[:, None]
+    return torch.cat([linear, shift[:, :, None]], 2)
+
+
+def jitter_stain(crops, strength):
+    """Scale and shift the stains' optical density (Tellez et al. 2018, HED jitter).
+
+    Args:
+        crops: float (N, 3, H, W) in [0, 1].
+        strength: standard deviation of the log of each stain's factor; a tenth of it is the shift's.
+    """
+    count = len(crops)
+    to_hed, to_rgb = HED_FROM_RGB.to(crops.device), RGB_FROM_HED.to(crops.device)
+    density = -torch.log(crops.clamp_min(1 / 255))
+    stains = torch.einsum("nrhw,rs->nshw", density, to_hed)
+    factor = torch.exp(torch.randn(count, 3, 1, 1) * strength).to(crops.device)
+    offset = (torch.randn(count, 3, 1, 1) * strength / 10).to(crops.device)
+    density = torch.einsum("nshw,sr->nrhw", stains * factor + offset, to_rgb)
+    return torch.exp(-density).clamp(0, 1)
+
+
+def _jitter_contrast(crops, strength):
+    draw = torch.randn(3, len(crops), 1, 1, 1).to(crops.device)
+    crops = crops * torch.exp(draw[0] * strength / 2) + draw[1] * strength / 5
+    mean = crops.mean(dim=(2, 3), keepdim=True)
+    return ((crops - mean) * torch.exp(draw[2] * strength) + mean).clamp(0, 1)

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midog.classify import (
+    Calibrated,
+    Ensemble,
+    NetworkClassifier,
+    Views,
+    centre_crop,
+    choose_device,
+    classify,
+    dihedral,
+    load_network,
+)
+from midog.errors import UserError
+from midog.models.classifiers import ConvNeXtV2
+
+CPU = torch.device("cpu")
+
+
+def brightness(crops):
+    """A classifier that looks at one corner only, so that views differ."""
+    return crops[:, :, :8, :8].mean(dim=(1, 2, 3))
+
+
+def small_network():
+    torch.manual_seed(0)
+    network = ConvNeXtV2((16, 32), (1, 1), "early")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    return network
+
+
+def test_60_percent_of_128_px_are_the_central_77():
+    crops = torch.zeros(1, 3, 128, 128)
+    crops[:, :, 25:102, 25:102] = 1
+    assert centre_crop(crops, 0.6, 77).min() == 1
+    crops[:, :, 25:102, 25:102] = 0
+    assert centre_crop(1 - crops, 0.6, 64).min() == 1
+    assert centre_crop(crops, 1.0, 128).shape == (1, 3, 128, 128)
+
+
+def test_the_eight_views_are_all_different_and_any_turn_gives_the_same_mean():
+    crop = torch.rand(1, 3, 16, 16)
+    views = [dihedral(crop, view) for view in range(8)]
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    means = [Views(brightness, 8)(view) for view in views]
+    torch.testing.assert_close(torch.cat(means), means[0].expand(8))
+
+
+def test_ensemble_and_calibration_by_hand():
+    half = Ensemble([lambda x: torch.tensor([0.2, 0.9]), lambda x: torch.tensor([0.4, 0.7])])
+    torch.testing.assert_close(half(None), torch.tensor([0.3, 0.8]))
+    # logit(.2) = -1.3863, doubled and shifted by its negative: the operating point
+    shifted = Calibrated(lambda x: torch.tensor([0.2]), 2.0, 2 * 1.3862944)
+    torch.testing.assert_close(shifted(None), torch.tensor([0.5]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(pages=st.integers(0, 9), batch=st.integers(1, 10))
+def test_the_batch_does_not_change_the_result(pages, batch):
+    images = np.random.default_rng(0).integers(0, 256, (pages, 16, 16, 3), np.uint8)
+    whole = classify(iter(images), brightness, CPU, None, batch=64)
+    np.testing.assert_array_equal(classify(iter(images), brightness, CPU, None, batch=batch), whole)
+    assert whole.shape == (pages,)
+
+
+def test_a_network_gives_the_same_for_batch_1_and_16(pages):
+    classifier = Views(NetworkClassifier(small_network(), 0.6, 64), 8)
+    pages = np.concatenate([pages] * 4)[:16]
+    one, many = (classify(iter(pages), classifier, CPU, None, batch=batch) for batch in (1, 16))
+    np.testing.assert_allclose(one, many, atol=1e-5)
+    assert np.ptp(one) > 1e-4
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_nothing_lost():
+    def hungry(crops):
+        if len(crops) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return brightness(crops)
+
+    images = np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3), np.uint8)
+    warnings = []
+    got = classify(iter(images), hungry, CPU, warnings.append, batch=16)
+    np.testing.assert_array_equal(got, classify(iter(images), brightness, CPU, None))
+    assert [line.split()[-2] for line in warnings] == ["8", "4", "2"]
+
+
+def test_any_other_error_is_not_swallowed():
+    def broken(crops):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        classify(iter(np.zeros((1, 8, 8, 3), np.uint8)), broken, CPU, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_and_absent():
+    with pytest.raises(UserError, match="--device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == CPU
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "fold0.safetensors"
+    options = {"widths": [16, 32], "depths": [1, 1], "stem": "early"}
+    state = {key: value.half() if value.is_floating_point() else value for key, value in small_network().state_dict().items()}
+    save_file(state, path)
+    assert load_network("convnextv2", options, path)(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
+    for network, changed, said in (
+        ("convnextv2", options | {"widths": [16, 64]}, "not the weights of"),
+        ("convnextv2", options | {"colour": "red"}, "refuses its options"),
+        ("resnet", options, "unknown"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_network(network, changed, path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="not the weights of"):
+        load_network("convnextv2", options, path)
