@@ -45,7 +45,9 @@ def run(arguments):
     task = job.read_job(arguments.input)
     track = task.socket.track
     if track not in HANDLERS:
-        raise UserError(f"{arguments.input / 'inputs.json'}: this version has no system for Track {track}; use a newer one")
+        raise UserError(
+            f"{arguments.input / 'inputs.json'}: no system for Track {track} in this version; use a newer one"
+        )
     job.check_writable(arguments.output)
     system = find_system(model_folder(arguments.model), arguments.system, track)
     log(f"image {task.image_name}, system {system.system}, weights {system.version}, members {len(system.members)}")

@@ -64,7 +64,7 @@ def draw(image, result, out):
     try:
         paths = write_contact_sheets(Stack(image, lambda text: None), result, out, image.name)
     except ValueError:
-        raise UserError(f"{image}: has not as many pages as the result has entries; give the stack of this result") from None
+        raise UserError(f"{image}: not as many pages as the result has entries; give this result's own stack") from None
     for path in paths:
         print(f"contact sheet {path}")
 

@@ -106,7 +106,7 @@ class Ensemble:
 
 
 def choose_device(name):
-    """"auto", "cpu" or "cuda" -> torch.device; UserError if CUDA is asked for and absent."""
+    """ "auto", "cpu" or "cuda" -> torch.device; UserError if CUDA is asked for and absent."""
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that PyTorch can use; give --device cpu")

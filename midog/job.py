@@ -140,4 +140,4 @@ def write_result(path, result):
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None

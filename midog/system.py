@@ -181,7 +181,9 @@ def find_system(model_dir, name, track):
         raise UserError(f"{model_dir / name / 'model.yaml'}: not found; choose another --system or --model ({listed})")
     system = load_system(model_dir / name)
     if system.track != track:
-        raise UserError(f"{system.folder / 'model.yaml'}: {name} is for Track {system.track}, the job for Track {track}")
+        raise UserError(
+            f"{system.folder / 'model.yaml'}: is for Track {system.track}, the job for Track {track}; choose another"
+        )
     return system
 
 

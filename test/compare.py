@@ -1,6 +1,6 @@
 """Compare a result of Track 2 with the expected one: same classes, confidences within a tolerance.
 
-    python test/compare.py EXPECTED_DIR RESULT_DIR [TOLERANCE]
+python test/compare.py EXPECTED_DIR RESULT_DIR [TOLERANCE]
 """
 
 import json

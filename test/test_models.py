@@ -20,10 +20,12 @@ def test_base_has_the_published_number_of_parameters():
 def test_the_same_function_as_timms():
     from timm.models.convnext import ConvNeXt
 
-    theirs = ConvNeXt(
-        depths=(1, 2, 1), dims=(8, 16, 32), num_classes=3, use_grn=True, ls_init_value=None
-    ).double().eval()
-    ours = ConvNeXtV2((8, 16, 32), (1, 2, 1), "patch", classes=3).double().eval()
+    theirs = (
+        ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 8, 16, 32), num_classes=3, use_grn=True, ls_init_value=None)
+        .double()
+        .eval()
+    )
+    ours = ConvNeXtV2((8, 8, 16, 32), (1, 1, 2, 1), "patch", classes=3).double().eval()
     ours.load_state_dict(randomise(theirs).state_dict())
     crops = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(ours(crops), theirs(crops), atol=1e-9, rtol=1e-9)

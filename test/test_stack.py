@@ -118,7 +118,9 @@ def damaged(tmp_path, kind, pages):
         path.write_text("no image at all\n")
     elif kind == "zero":
         write_many_pages(path, 1)
-        path.write_bytes(path.read_bytes().replace(struct.pack("<HHII", 256, 4, 1, 128), struct.pack("<HHII", 256, 4, 1, 0)))
+        path.write_bytes(
+            path.read_bytes().replace(struct.pack("<HHII", 256, 4, 1, 128), struct.pack("<HHII", 256, 4, 1, 0))
+        )
     elif kind == "huge":
         Image.new("L", (5000, 10)).save(path)
     elif kind == "float":

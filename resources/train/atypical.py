@@ -33,13 +33,13 @@ from midog.system import parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.train.augment import Augmentation, augment  # noqa: E402
 from resources.train.common import (  # noqa: E402
-    EpochLog,
     WeightAverage,
     cosine_with_warmup,
     distributed,
     load_checkpoint,
     save_checkpoint,
     seed_everything,
+    write_rows,
 )
 from resources.train.losses import mask_loss, soft_binary_loss, subclass_loss  # noqa: E402
 
@@ -249,7 +249,7 @@ class FoldTrainer:
             torch.compiler.reset()
             self.parallel = torch.compile(self.parallel)
         self.steps_an_epoch = max(1, len(training) // recipe.batch)
-        self.epochs_done, self.best_loss, self.best = 0, float("inf"), None
+        self.rows, self.best_loss, self.best = [], float("inf"), None
 
     def resume(self):
         state = load_checkpoint(self.folder / "checkpoint.pt")
@@ -259,7 +259,7 @@ class FoldTrainer:
             self.average.steps = state["steps"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.epochs_done, self.best_loss, self.best = state["epochs"], state["best_loss"], state["best"]
+            self.rows, self.best_loss, self.best = state["rows"], state["best_loss"], state["best"]
 
     def save(self):
         save_checkpoint(
@@ -270,7 +270,7 @@ class FoldTrainer:
                 "steps": self.average.steps,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "epochs": self.epochs_done,
+                "rows": self.rows,
                 "best_loss": self.best_loss,
                 "best": self.best,
             },
@@ -278,9 +278,9 @@ class FoldTrainer:
 
     def run(self):
         """Train to the end; returns the weights to keep, as fp32 tensors."""
-        log = EpochLog(self.folder / "epochs.csv", self.epochs_done)
-        epochs = range(self.epochs_done, self.recipe.epochs)
-        bar = tqdm(epochs, f"fold {self.fold}", initial=self.epochs_done, total=self.recipe.epochs, disable=None)
+        done = len(self.rows)
+        epochs = range(done, self.recipe.epochs)
+        bar = tqdm(epochs, f"fold {self.fold}", initial=done, total=self.recipe.epochs, disable=None)
         for epoch in bar:
             loss = self._train_epoch(epoch)
             if self.rank == 0:
@@ -289,12 +289,13 @@ class FoldTrainer:
                     self.best_loss = figures["validation_loss"]
                     if self.recipe.keep == "best":
                         self.best = {key: value.clone() for key, value in self._weights().items()}
-                self.epochs_done = epoch + 1
+                self.rows.append({"epoch": epoch + 1, "training_loss": loss} | figures)
                 self.save()
-                log.add(epoch=epoch + 1, training_loss=f"{loss:.5f}", **{k: f"{v:.5f}" for k, v in figures.items()})
+                write_rows(self.folder / "epochs.csv", self.rows)
                 bar.set_postfix(loss=f"{loss:.3f}", auc=f"{figures['validation_auc']:.3f}")
                 if bar.disable:
-                    print(f"fold {self.fold} epoch {epoch + 1}: loss {loss:.3f}, {figures}", flush=True)
+                    said = ", ".join(f"{name} {figure:.4f}" for name, figure in self.rows[-1].items())
+                    print(f"fold {self.fold}: {said}", flush=True)
         return self.best if self.recipe.keep == "best" else self._weights()
 
     def _weights(self):
@@ -368,9 +369,7 @@ def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
         return
     folder.mkdir(parents=True, exist_ok=True)
     training, held_out = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
-    trainer = FoldTrainer(
-        plan, crops, training, held_out, folder, device, rank, world, arguments.pretrained, fold
-    )
+    trainer = FoldTrainer(plan, crops, training, held_out, folder, device, rank, world, arguments.pretrained, fold)
     trainer.resume()
     weights = trainer.run()
     if rank == 0:

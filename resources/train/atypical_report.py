@@ -58,7 +58,8 @@ def _out_of_fold(crops, numbers, folds, out):
         held_out = np.flatnonzero(numbers == fold)
         raw = np.load(out / f"fold{fold}" / "held_out.npy")
         for row, probability in zip(held_out, raw, strict=True):
-            rows.append((crops.files[row], crops.cases[row], crops.domains[row], fold, int(crops.labels[row]), probability))
+            label = int(crops.labels[row])
+            rows.append((crops.files[row], crops.cases[row], crops.domains[row], fold, label, probability))
     return pd.DataFrame(rows, columns=["file", "case", "domain", "fold", "label", "raw"])
 
 
@@ -157,7 +158,7 @@ def export(plan, crops, folds, subclasses, calibration, metrics, out):
         "data": crops.sets,
         "members": members,
         "training": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)},
-        "metrics": {"out_of_fold": metrics["overall"] | {key: list(value) for key, value in metrics["overall"].items() if isinstance(value, tuple)}},
+        "metrics": {"out_of_fold": json.loads(json.dumps(metrics["overall"]))},
     }
     (folder / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     print(f"exported {folder}: run it with inference.py --model {out / 'model'}")

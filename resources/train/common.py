@@ -60,25 +60,15 @@ def load_checkpoint(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this part again") from None
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this part anew") from None
 
 
-class EpochLog:
-    """A CSV with one row an epoch; on resuming, rows after the checkpoint are dropped."""
-
-    def __init__(self, path, epochs_done):
-        self.path = Path(path)
-        self.rows = []
-        if epochs_done and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))[:epochs_done]
-
-    def add(self, **row):
-        self.rows.append(row)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            writer.writeheader()
-            writer.writerows(self.rows)
+def write_rows(path, rows):
+    """Write dicts with the same keys as CSV."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def distributed():
