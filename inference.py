@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from midog import job
-from midog.errors import UserError
+from midog.errors import UserError, exit_code
 from midog.system import OWN_MODEL, PLATFORM_MODEL, find_system, model_folder
 
 
@@ -57,12 +57,7 @@ def run(arguments):
 
 
 def main(argv=None):
-    try:
-        run(parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_code(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

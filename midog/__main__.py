@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from midog import job
-from midog.errors import UserError
+from midog.errors import UserError, exit_code
 from midog.system import find_system, model_folder
 
 RESULT_NAME = job.SOCKETS["stacked-histopathology-roi-cropouts"].result_name
@@ -71,12 +71,7 @@ def draw(image, result, out):
 
 def main(argv=None):
     arguments = parse_arguments(argv)
-    try:
-        {"predict": predict, "report": report}[arguments.command](arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_code({"predict": predict, "report": report}[arguments.command], arguments)
 
 
 if __name__ == "__main__":

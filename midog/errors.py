@@ -1,9 +1,20 @@
-"""The one exception that is meant for the user."""
+"""The one exception that is meant for the user, and how a command ends with it."""
+
+import sys
 
 
 class UserError(Exception):
     """A problem the user can mend: one line that names the file and the remedy.
 
-    The commands print it on stderr and end with exit code 1. Every other
-    exception is a bug and keeps its traceback.
+    Every other exception is a bug and keeps its traceback.
     """
+
+
+def exit_code(command, *arguments):
+    """Run a command; 0, or 1 after a `UserError`, which becomes one line on stderr."""
+    try:
+        command(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0

@@ -17,7 +17,7 @@ from midog.errors import UserError
 CROP_SIDE = 128  # px, the side of a page in MIDOG 2025
 CROP_UM_PER_PX = 0.25  # so that a page shows 32 um
 LONGEST_SIDE = 4096  # px; a longer page is a region or a slide, not a crop
-PAGES_A_BLOCK = 256  # of a .mha, so that memory is bounded
+BLOCK_BYTES = 16 << 20  # of a .mha that are decoded at once
 
 
 class Stack:
@@ -61,7 +61,7 @@ class Stack:
 
     def _to_rgb(self, page, number):
         """(H, W) or (H, W, C) of 8 or 16 bit -> uint8 (H, W, 3)."""
-        if page.dtype == np.uint16:
+        if page.dtype.newbyteorder("=") == np.uint16:
             self._warn_once("depth", "16-bit pages, scaled to 8 bit")
             page = (page / 257).round().astype(np.uint8)
         elif page.dtype == bool:
@@ -193,8 +193,10 @@ class _Mha:
 
         pages = self._size[2] if len(self._size) == 3 else 1
         _check_size(self._path, 1, *self._size[:2])
-        for first in range(0, pages, PAGES_A_BLOCK):
-            count = min(PAGES_A_BLOCK, pages - first)
+        page_bytes = self._size[0] * self._size[1] * self._reader.GetNumberOfComponents() * 2
+        pages_a_block = max(1, BLOCK_BYTES // page_bytes)
+        for first in range(0, pages, pages_a_block):
+            count = min(pages_a_block, pages - first)
             if len(self._size) == 3:
                 self._reader.SetExtractIndex((0, 0, first))
                 self._reader.SetExtractSize((*self._size[:2], count))

@@ -30,7 +30,7 @@ def test_tiff_and_mha_give_the_same_pages_in_order(tmp_path, pages):
 
 
 def test_blocks_of_a_long_mha_are_joined(tmp_path, monkeypatch, pages):
-    monkeypatch.setattr("midog.stack.PAGES_A_BLOCK", 2)
+    monkeypatch.setattr("midog.stack.BLOCK_BYTES", 2 * 2 * 128 * 128 * 3)
     sitk.WriteImage(sitk.GetImageFromArray(pages, isVector=True), str(tmp_path / "a.mha"), useCompression=True)
     np.testing.assert_array_equal(read(tmp_path / "a.mha")[0], pages)
 

@@ -17,7 +17,7 @@ import inference
 from midog.errors import UserError
 from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
-from resources.train import atypical, common
+from resources.train import atypical, common, evaluate_atypical
 from resources.train.atypical_report import calibrate, fit_calibration
 from resources.train.losses import mask_loss, subclass_loss
 
@@ -235,3 +235,14 @@ def test_two_processes_train_together(table, system, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "pair/model/tiny/fold0.safetensors").exists()
+
+
+def test_a_finished_system_is_evaluated_on_other_crops(table, system, tmp_path, capfd):
+    assert train(table, system, tmp_path / "run") == 0
+    capfd.readouterr()
+    arguments = ["--data", str(table), "--model", str(tmp_path / "run/model"), "--device", "cpu"]
+    assert evaluate_atypical.main(arguments) == 0
+    said = capfd.readouterr()
+    assert "overall" in said.out
+    assert "domain two" in said.out
+    assert "no test" in said.err  # these crops are the ones it was trained on

@@ -30,9 +30,11 @@ class GlobalResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x):
-        response = x.square().sum(dim=(1, 2), keepdim=True).sqrt()  # equation 1
+        # at least float32, because half precision overflows on squares
+        wide = torch.promote_types(x.dtype, torch.float32)
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)  # equation 1
         share = response / (response.mean(dim=-1, keepdim=True) + 1e-6)  # equation 2
-        return x + self.weight * (x * share) + self.bias  # equation 3, with the residual
+        return x * (1 + self.weight * share).to(x.dtype) + self.bias.to(x.dtype)  # equation 3, with the residual
 
 
 class MLP(nn.Module):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.errors import UserError  # noqa: E402
+from midog.errors import UserError, exit_code  # noqa: E402
 
 CLASSES = {"NMF": 0, "AMF": 1}
 MIDOG25_COLUMNS = ("image_id", "filename", "coordinateX", "coordinateY", "Tumor", "majority")
@@ -90,12 +90,7 @@ def main(argv=None):
     challenge.add_argument("--out", type=Path, required=True, metavar="DIR")
     challenge.set_defaults(prepare=midog25)
     arguments = parser.parse_args(argv)
-    try:
-        arguments.prepare(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(arguments.prepare, arguments)
 
 
 if __name__ == "__main__":

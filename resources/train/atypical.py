@@ -27,7 +27,7 @@ from midog.classify import (  # noqa: E402
     classify,
     normalise,
 )
-from midog.errors import UserError  # noqa: E402
+from midog.errors import UserError, exit_code  # noqa: E402
 from midog.models.classifiers import NETWORKS  # noqa: E402
 from midog.system import parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
@@ -428,12 +428,7 @@ def run(arguments):
 
 
 def main(argv=None):
-    try:
-        run(parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -44,11 +44,18 @@ def report_and_export(plan, crops, numbers, folds, subclasses, out):
     labels, raw = table.label.to_numpy(), table.raw.to_numpy()
     table["probability"] = _calibrated_by_other_folds(table)
     scale, shift = fit_calibration(raw, labels)
-    metrics = _metrics(table)
+    metrics = {
+        "overall": overall_figures(table),
+        "folds": figures_by(table, "fold"),
+        "domains": figures_by(table, "domain"),
+    }
+    spread = [figures["balanced_accuracy"] for figures in metrics["folds"].values()]
+    metrics["overall"]["balanced_accuracy_fold_mean"] = float(np.mean(spread))
+    metrics["overall"]["balanced_accuracy_fold_deviation"] = float(np.std(spread))
     table.to_csv(out / "out_of_fold.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     _plot(table, raw, out)
-    _print(metrics)
+    print_figures("out of fold", metrics)
     export(plan, crops, folds, subclasses, (scale, shift), metrics, out)
 
 
@@ -74,29 +81,33 @@ def _calibrated_by_other_folds(table):
     return probability
 
 
-def _metrics(table):
-    def of(part):
-        return classification_metrics(part.label.to_numpy(), part.probability.to_numpy())
-
-    overall = of(table)
+def overall_figures(table):
+    """Track 2's metrics with their 95 % intervals, from the columns label, probability and case."""
     labels, probability, cases = (table[name].to_numpy() for name in ("label", "probability", "case"))
+    figures = classification_metrics(labels, probability)
     for name in ("balanced_accuracy", "roc_auc"):
-        overall[f"{name}_interval_95"] = bootstrap_by_case(labels, probability, cases, name)
-    by_fold = {f"fold_{fold}": of(part) for fold, part in table.groupby("fold")}
-    by_domain = {str(domain): of(part) | {"crops": len(part)} for domain, part in table.groupby("domain")}
-    spread = [figures["balanced_accuracy"] for figures in by_fold.values()]
-    overall["balanced_accuracy_fold_mean"] = float(np.mean(spread))
-    overall["balanced_accuracy_fold_deviation"] = float(np.std(spread))
-    return {"overall": overall, "folds": by_fold, "domains": by_domain}
+        figures[f"{name}_interval_95"] = bootstrap_by_case(labels, probability, cases, name)
+    return figures
 
 
-def _print(metrics):
-    print(f"{'out of fold':34s} {'BA':>6} {'AUC':>6} {'sens':>6} {'spec':>6}")
-    for name, figures in {"overall": metrics["overall"], **metrics["folds"], **metrics["domains"]}.items():
+def figures_by(table, column):
+    """Track 2's metrics for every value of a column."""
+    return {
+        f"{column} {value}": classification_metrics(part.label.to_numpy(), part.probability.to_numpy())
+        for value, part in table.groupby(column)
+    }
+
+
+def print_figures(title, metrics):
+    """Print overall figures, then those of every group, one a line."""
+    print(f"{title:45s} {'BA':>6} {'AUC':>6} {'sens':>6} {'spec':>6}")
+    groups = {name: figures for part in list(metrics)[1:] for name, figures in metrics[part].items()}
+    for name, figures in {"overall": metrics["overall"], **groups}.items():
         shown = [figures[key] for key in ("balanced_accuracy", "roc_auc", "sensitivity", "specificity")]
-        print(f"{name:34s} " + " ".join(f"{figure:6.4f}" for figure in shown))
-    low, high = metrics["overall"]["balanced_accuracy_interval_95"]
-    print(f"95 % interval of the balanced accuracy, bootstrap by case: {low:.4f} to {high:.4f}")
+        print(f"{name:45s} " + " ".join(f"{figure:6.4f}" for figure in shown))
+    for name in ("balanced_accuracy", "roc_auc"):
+        low, high = metrics["overall"][f"{name}_interval_95"]
+        print(f"95 % interval of {name}, bootstrap by case: {low:.4f} to {high:.4f}")
 
 
 def _plot(table, raw, out):
