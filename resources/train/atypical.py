@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -25,6 +26,7 @@ from midog.classify import (  # noqa: E402
     Views,
     choose_device,
     classify,
+    load_network,
     normalise,
 )
 from midog.errors import UserError, exit_code  # noqa: E402
@@ -360,12 +362,11 @@ def predict(network, plan, views, crops, rows, device):
 
 
 def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
-    """Train (or take as finished) one fold; on rank 0 its weights and held-out predictions are files then."""
+    """Train one fold unless its weights are there; returns when they are a file."""
     from safetensors.torch import save_file
 
     folder = arguments.out / f"fold{fold}"
-    weights_path, predictions_path = folder / "weights.safetensors", folder / "held_out.npy"
-    if weights_path.exists() and predictions_path.exists():
+    if (folder / "weights.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     training, held_out = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
@@ -374,11 +375,25 @@ def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
     weights = trainer.run()
     if rank == 0:
         stored = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-        trainer.trainee.network.load_state_dict({key: value.float() for key, value in stored.items()})
-        probabilities = predict(trainer.trainee.network, plan, plan.views, crops, held_out, device)
-        np.save(predictions_path, probabilities)
-        save_file({key: value.contiguous() for key, value in stored.items()}, weights_path)
+        part = folder / "weights.part"
+        save_file({key: value.contiguous() for key, value in stored.items()}, part)
+        part.replace(folder / "weights.safetensors")
         (folder / "checkpoint.pt").unlink()
+
+
+def predict_held_out(plan, crops, numbers, fold, out, device):
+    """The held-out crops' probabilities from the fold's weights as exported: held_out.csv with 1 view and all views."""
+    path = out / f"fold{fold}" / "held_out.csv"
+    if path.exists():
+        return
+    options = plan.member.options | {"classes": 1 + len(subclass_names(crops, plan.training))}
+    network = load_network(plan.member.network, options, path.with_name("weights.safetensors")).to(device)
+    rows = np.flatnonzero(numbers == fold)
+    table = pd.DataFrame({"file": crops.files[rows], "case": crops.cases[rows], "domain": crops.domains[rows]})
+    table["fold"], table["label"] = fold, crops.labels[rows].numpy()
+    table["one_view"] = predict(network, plan, 1, crops, rows, device)
+    table["raw"] = predict(network, plan, plan.views, crops, rows, device)
+    table.to_csv(path, index=False)
 
 
 def prepare_out(arguments, plan):
@@ -424,7 +439,9 @@ def run(arguments):
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if rank == 0:
-        report_and_export(plan, crops, numbers, folds, subclass_names(crops, plan.training), arguments.out)
+        for fold in folds:
+            predict_held_out(plan, crops, numbers, fold, arguments.out, device)
+        report_and_export(plan, crops, folds, subclass_names(crops, plan.training), arguments.out)
 
 
 def main(argv=None):

@@ -38,14 +38,15 @@ def _logit(probabilities):
     return np.log(p / (1 - p))
 
 
-def report_and_export(plan, crops, numbers, folds, subclasses, out):
+def report_and_export(plan, crops, folds, subclasses, out):
     """Write out_of_fold.csv, metrics.json, the plots and OUT/model/<system>/ from the finished folds."""
-    table = _out_of_fold(crops, numbers, folds, out)
-    labels, raw = table.label.to_numpy(), table.raw.to_numpy()
-    table["probability"] = _calibrated_by_other_folds(table)
-    scale, shift = fit_calibration(raw, labels)
+    table = pd.concat([pd.read_csv(out / f"fold{fold}" / "held_out.csv") for fold in folds], ignore_index=True)
+    scale, shift = fit_calibration(table.raw, table.label)
+    one_view = overall_figures(table.assign(probability=_calibrated_by_other_folds(table, "one_view")))
+    table["probability"] = _calibrated_by_other_folds(table, "raw")
     metrics = {
         "overall": overall_figures(table),
+        "views": {"1 view": one_view},
         "folds": figures_by(table, "fold"),
         "domains": figures_by(table, "domain"),
     }
@@ -54,30 +55,19 @@ def report_and_export(plan, crops, numbers, folds, subclasses, out):
     metrics["overall"]["balanced_accuracy_fold_deviation"] = float(np.std(spread))
     table.to_csv(out / "out_of_fold.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    _plot(table, raw, out)
+    _plot(table, out)
     print_figures("out of fold", metrics)
     export(plan, crops, folds, subclasses, (scale, shift), metrics, out)
 
 
-def _out_of_fold(crops, numbers, folds, out):
-    rows = []
-    for fold in folds:
-        held_out = np.flatnonzero(numbers == fold)
-        raw = np.load(out / f"fold{fold}" / "held_out.npy")
-        for row, probability in zip(held_out, raw, strict=True):
-            label = int(crops.labels[row])
-            rows.append((crops.files[row], crops.cases[row], crops.domains[row], fold, label, probability))
-    return pd.DataFrame(rows, columns=["file", "case", "domain", "fold", "label", "raw"])
-
-
-def _calibrated_by_other_folds(table):
+def _calibrated_by_other_folds(table, column):
     """No crop is judged at a threshold that its own fold helped to choose (one fold alone has no other choice)."""
     probability = np.zeros(len(table))
     for fold in table.fold.unique():
         mine = (table.fold == fold).to_numpy()
         others = ~mine if (~mine).any() else mine
-        scale, shift = fit_calibration(table.raw[others], table.label[others])
-        probability[mine] = calibrate(table.raw[mine], scale, shift)
+        scale, shift = fit_calibration(table[column][others], table.label[others])
+        probability[mine] = calibrate(table[column][mine], scale, shift)
     return probability
 
 
@@ -110,7 +100,7 @@ def print_figures(title, metrics):
         print(f"95 % interval of {name}, bootstrap by case: {low:.4f} to {high:.4f}")
 
 
-def _plot(table, raw, out):
+def _plot(table, out):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,8 +121,7 @@ def _plot(table, raw, out):
 
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    weights_of = {"before": raw, "after, classes balanced": table.probability}
-    for name, values in weights_of.items():
+    for name, values in {"before": table.raw, "after, classes balanced": table.probability}.items():
         observed, expected = calibration_curve(table.label, np.clip(values, 0, 1), n_bins=10, strategy="quantile")
         axes.plot(expected, observed, marker="o", label=name)
     axes.set(xlabel="P(atypical)", ylabel="share atypical", title="Calibration out of fold", aspect="equal")
