@@ -172,6 +172,11 @@ def split_folds(crops, recipe):
     """Fold number of every crop, stratified by label and grouped by case: int (N,)."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    cases = len(np.unique(crops.cases))
+    if cases < recipe.folds:
+        raise UserError(
+            f"{', '.join(crops.sets)}: {cases} cases for {recipe.folds} folds; give more data or a larger --limit"
+        )
     splitter = StratifiedGroupKFold(recipe.folds, shuffle=True, random_state=recipe.seed)
     numbers = np.full(len(crops), -1)
     for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), crops.cases)):
