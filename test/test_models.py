@@ -40,6 +40,14 @@ def test_global_response_norm_by_hand():
     torch.testing.assert_close(norm(x), x * (1 + torch.tensor([5 / 3, 1 / 3])))
 
 
+def test_a_silent_channel_has_a_gradient():
+    norm = GlobalResponseNorm(2)
+    torch.nn.init.ones_(norm.weight)
+    x = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]]]], requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_gradients_of_a_block():
     block = randomise(Block(4, drop_path=0.0).double())
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
