@@ -5,6 +5,7 @@ RGB in [0, 1] and returns float32 (N,), the probability of the positive class.
 """
 
 import contextlib
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -106,7 +107,7 @@ class Ensemble:
 
 
 def choose_device(name):
-    """ "auto", "cpu" or "cuda" -> torch.device; UserError if CUDA is asked for and absent."""
+    """The torch.device for "auto", "cpu" or "cuda"; UserError if CUDA is asked for and absent."""
     torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that PyTorch can use; give --device cpu")
@@ -124,15 +125,18 @@ def load_network(name, options, path):
 
     if name not in NETWORKS:
         raise UserError(f"{path}: network {name!r} is unknown; known: {', '.join(NETWORKS)}")
+    build = partial(NETWORKS[name], **options)
     try:
         with torch.device("meta"):
-            network = NETWORKS[name](**options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: network {name} refuses its options ({error}); see model.yaml") from None
-    try:
+            network = build()
         weights = {key: tensor.float() for key, tensor in load_file(path).items()}
         network.load_state_dict(weights, assign=True)
-    except (SafetensorError, RuntimeError) as error:
+        if any(buffer.is_meta for buffer in network.buffers()):  # some networks compute buffers that no file holds
+            network = build()
+            network.load_state_dict(weights)
+    except TypeError as error:
+        raise UserError(f"{path}: network {name} refuses its options ({error}); see model.yaml") from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not the weights of {name} ({reason}); unpack the model again") from None
     return network

@@ -16,7 +16,7 @@ from midog.classify import (
     load_network,
 )
 from midog.errors import UserError
-from midog.models.classifiers import ConvNeXtV2
+from midog.models.classifiers import NETWORKS, ConvNeXtV2
 
 CPU = torch.device("cpu")
 
@@ -102,6 +102,20 @@ def test_cuda_asked_for_and_absent():
     with pytest.raises(UserError, match="--device cpu"):
         choose_device("cuda")
     assert choose_device("auto") == CPU
+
+
+def test_buffers_that_no_file_holds_are_computed(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    class Shifted(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(1, 1)
+            self.register_buffer("shift", torch.ones(1) * 5, persistent=False)
+
+    monkeypatch.setitem(NETWORKS, "shifted", Shifted)
+    save_file({"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, tmp_path / "w.safetensors")
+    network = load_network("shifted", {}, tmp_path / "w.safetensors")
+    assert (network.shift.item(), network.weight.item()) == (5, 1)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

@@ -301,7 +301,7 @@ class FoldTrainer:
                 write_rows(self.folder / "epochs.csv", self.rows)
                 bar.set_postfix(loss=f"{loss:.3f}", auc=f"{figures['validation_auc']:.3f}")
                 if bar.disable:
-                    said = ", ".join(f"{name} {figure:.4f}" for name, figure in self.rows[-1].items())
+                    said = ", ".join(f"{name} {figure:.4g}" for name, figure in self.rows[-1].items())
                     print(f"fold {self.fold}: {said}", flush=True)
         return self.best if self.recipe.keep == "best" else self._weights()
 
