@@ -158,7 +158,8 @@ def export(plan, crops, folds, subclasses, calibration, metrics, out):
         "data": crops.sets,
         "members": members,
         "training": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)},
-        "metrics": {"out_of_fold": json.loads(json.dumps(metrics["overall"]))},
+        "metrics": {"out_of_fold": metrics["overall"]},
     }
+    content = json.loads(json.dumps(content))  # plain values, written out in full: YAML would refer back to shared ones
     (folder / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     print(f"exported {folder}: run it with inference.py --model {out / 'model'}")
