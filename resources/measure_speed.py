@@ -28,7 +28,7 @@ from midog.classify import choose_device, classify, load_classifier  # noqa: E40
 from midog.system import OWN_MODEL, load_system  # noqa: E402
 
 SYSTEM = "convnextv2_small"
-PAGES = 512
+PAGES = 128
 
 
 def seconds(command):
