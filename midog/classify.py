@@ -5,12 +5,13 @@ RGB in [0, 1] and returns float32 (N,), the probability of the positive class.
 """
 
 import contextlib
-from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from midog.errors import UserError
 from midog.models.classifiers import NETWORKS
@@ -114,6 +115,23 @@ def choose_device(name):
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+class WithoutRandomStart(TorchFunctionMode):
+    """Skips the drawing of first weights, which a file is about to replace.
+
+    The meta device does the same, but imports a second's worth of torch's compiler.
+    """
+
+    DRAWS = (
+        *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_),
+        *(nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_),
+    )
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.DRAWS:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
+
+
 def load_network(name, options, path):
     """Build a network and fill it strictly from a safetensors file, without initialising it first.
 
@@ -125,15 +143,10 @@ def load_network(name, options, path):
 
     if name not in NETWORKS:
         raise UserError(f"{path}: network {name!r} is unknown; known: {', '.join(NETWORKS)}")
-    build = partial(NETWORKS[name], **options)
     try:
-        with torch.device("meta"):
-            network = build()
-        weights = {key: tensor.float() for key, tensor in load_file(path).items()}
-        network.load_state_dict(weights, assign=True)
-        if any(buffer.is_meta for buffer in network.buffers()):  # some networks compute buffers that no file holds
-            network = build()
-            network.load_state_dict(weights)
+        with WithoutRandomStart():
+            network = NETWORKS[name](**options)
+        network.load_state_dict(load_file(path))
     except TypeError as error:
         raise UserError(f"{path}: network {name} refuses its options ({error}); see model.yaml") from None
     except (SafetensorError, ValueError, RuntimeError) as error:
