@@ -12,12 +12,3 @@ if ! cmp -s requirements.txt .venv/requirements.txt; then
   cp requirements.txt .venv/requirements.txt
 fi
 source .venv/bin/activate
-
-container_engine() {
-  local engine
-  engine="$(command -v docker || command -v podman)" || {
-    echo "error: neither docker nor podman is installed; install one of them" >&2
-    return 1
-  }
-  "$engine" "$@"
-}

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./build.sh
-engine="$(command -v docker || command -v podman)"
+source ./container.sh
 mkdir -p export
 "$engine" save midog2025 | gzip -1 > export/midog2025.tar.gz.part
 mv export/midog2025.tar.gz.part export/midog2025.tar.gz

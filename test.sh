@@ -8,6 +8,7 @@ ruff check .
 pytest
 [ "${1:-}" = "--container" ] || exit 0
 
+source ./container.sh
 ./build.sh
 mkdir -p output
 for job in test/input/*/; do
@@ -15,7 +16,7 @@ for job in test/input/*/; do
   result="$(mktemp -d output/container-XXXXXX)"
   chmod 777 "$result"
   started="$(date +%s.%N)"
-  container_engine run --rm --network none --read-only --tmpfs /tmp --cap-drop all \
+  "$engine" run --rm --network none --read-only --tmpfs /tmp --cap-drop all \
     --security-opt no-new-privileges --pids-limit 128 --memory 8g \
     --volume "$PWD/$job":/input:ro --volume "$PWD/$result":/output midog2025
   echo "container job $name: $(awk "BEGIN {print $(date +%s.%N) - $started}") s"

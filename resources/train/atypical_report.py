@@ -54,10 +54,15 @@ def report_and_export(plan, crops, folds, subclasses, out):
     metrics["overall"]["balanced_accuracy_fold_mean"] = float(np.mean(spread))
     metrics["overall"]["balanced_accuracy_fold_deviation"] = float(np.std(spread))
     table.to_csv(out / "out_of_fold.csv", index=False)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1) + "\n")
     _plot(table, out)
     print_figures("out of fold", metrics)
     export(plan, crops, folds, subclasses, (scale, shift), metrics, out)
+
+
+def _plain(values):
+    """Values without what YAML would refer back to (shared lists) and what JSON does not have (nan becomes null)."""
+    return json.loads(json.dumps(values), parse_constant=lambda name: None)
 
 
 def _calibrated_by_other_folds(table, column):
@@ -160,6 +165,5 @@ def export(plan, crops, folds, subclasses, calibration, metrics, out):
         "training": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)},
         "metrics": {"out_of_fold": metrics["overall"]},
     }
-    content = json.loads(json.dumps(content))  # plain values, written out in full: YAML would refer back to shared ones
-    (folder / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "model.yaml").write_text(yaml.safe_dump(_plain(content), sort_keys=False))
     print(f"exported {folder}: run it with inference.py --model {out / 'model'}")
