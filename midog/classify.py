@@ -1,4 +1,4 @@
-"""Crops -> P(atypical): members, views, calibration and their mean, in bounded batches.
+"""Crops -> probabilities: members, views, calibration and their mean, in bounded batches.
 
 Every wrapper here is a classifier: a callable that takes float32 (N, 3, H, W)
 RGB in [0, 1] and returns float32 (N,), the probability of the positive class.
@@ -28,6 +28,14 @@ def normalise(crops):
     mean = crops.new_tensor(IMAGENET_MEAN)[:, None, None]
     std = crops.new_tensor(IMAGENET_STD)[:, None, None]
     return ((crops - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def half_precision(device):
+    """Autocast to bfloat16 (or float16 where the GPU lacks it) on CUDA, nothing on a CPU."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.autocast("cuda", half)
 
 
 def centre_crop(crops, share, size):
@@ -67,12 +75,7 @@ class NetworkClassifier:
         self.network, self.crop, self.size = network.eval(), crop, size
 
     def __call__(self, crops):
-        if crops.device.type == "cuda":
-            half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            precision = torch.autocast("cuda", half)
-        else:
-            precision = contextlib.nullcontext()
-        with precision:
+        with half_precision(crops.device):
             logits = self.network(normalise(centre_crop(crops, self.crop, self.size)))
         return torch.sigmoid(logits[:, 0].float())
 
@@ -133,8 +136,14 @@ class WithoutRandomStart(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def load_network(name, options, path):
+def load_network(name, options, path, networks=NETWORKS):
     """Build a network and fill it strictly from a safetensors file, without initialising it first.
+
+    Args:
+        name: a key of `networks`.
+        options: the constructor's arguments.
+        path: of the file.
+        networks: constructors by name.
 
     Raises:
         UserError: unknown network or option, broken file, other names or shapes.
@@ -142,11 +151,11 @@ def load_network(name, options, path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if name not in NETWORKS:
-        raise UserError(f"{path}: network {name!r} is unknown; known: {', '.join(NETWORKS)}")
+    if name not in networks:
+        raise UserError(f"{path}: network {name!r} is unknown; known: {', '.join(networks)}")
     try:
         with WithoutRandomStart():
-            network = NETWORKS[name](**options)
+            network = networks[name](**options)
         network.load_state_dict(load_file(path))
     except TypeError as error:
         raise UserError(f"{path}: network {name} refuses its options ({error}); see model.yaml") from None

@@ -6,6 +6,7 @@ the platform adds keys without notice (Grand Challenge, "Runtime Environment").
 """
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from midog.errors import UserError
 
+POINT_NAMES = ("mitotic figure", "non-mitotic figure")
+VERSION = {"major": 1, "minor": 0}
+EVALUATED_MM = (-0.0075, 10)
 IMAGE_SUFFIXES = (".tif", ".tiff", ".mha")
 
 
@@ -120,6 +124,71 @@ def atypical_result(probabilities):
             raise ValueError(f"not a probability: {probability}")
         result.append({"class": "atypical" if probability >= 0.5 else "normal", "confidence": probability})
     return result
+
+
+def detection_result(points_mm, probabilities, accepted):
+    """Turn candidates into Track 1's result, in falling order of probability.
+
+    Args:
+        points_mm: float (N, 2), x and y.
+        probabilities: (N,) of a mitotic figure, in [0, 1].
+        accepted: bool (N,); the others are named "non-mitotic figure", which raises AP and FROC and costs F1 nothing.
+
+    Returns:
+        The platform's "Multiple points".
+    """
+    rows = sorted(
+        (-float(probability), float(y), float(x), bool(is_figure))
+        for (x, y), probability, is_figure in zip(points_mm, probabilities, accepted, strict=True)
+    )
+    points = [
+        {"name": POINT_NAMES[not is_figure], "point": [x, y, 0], "probability": -negative}
+        for negative, y, x, is_figure in rows
+    ]
+    return {"name": "Points of interest", "type": "Multiple points", "points": points, "version": dict(VERSION)}
+
+
+def check_detection_result(result):
+    """Make sure that the platform's schema and the evaluation accept a Track 1 result, whatever its coordinates.
+
+    Raises:
+        ValueError: with the first breach. (Grand Challenge, definitions MPOI, point-object and version-object.)
+    """
+    if not isinstance(result, dict) or set(result) - {"name"} != {"type", "points", "version"}:
+        raise ValueError("type, points and version are required, name is optional, nothing else is allowed")
+    if result["type"] != "Multiple points" or not isinstance(result["points"], list):
+        raise ValueError('type is "Multiple points" and points is a list')
+    version = result["version"]
+    if set(version) != {"major", "minor"} or not all(type(part) is int and part >= 0 for part in version.values()):
+        raise ValueError("version holds major and minor, both integers from 0 on")
+    for number, point in enumerate(result["points"]):
+        if not isinstance(point, dict) or not {"name", "point", "probability"} <= set(point):
+            raise ValueError(f"points[{number}]: name, point and probability are required")
+        if set(point) - {"name", "type", "point", "probability"} or point.get("type", "Point") != "Point":
+            raise ValueError(f"points[{number}]: only name, type, point and probability are allowed")
+        if point["name"] not in POINT_NAMES:
+            raise ValueError(f"points[{number}]: name is {point['name']!r}; {' or '.join(POINT_NAMES)} expected")
+        place = point["point"]
+        if not isinstance(place, list) or len(place) != 3 or not all(map(_is_finite, place)):
+            raise ValueError(f"points[{number}]: point is {place!r}; three finite numbers expected")
+        if not _is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
+            raise ValueError(f"points[{number}]: probability is {point['probability']!r}; a number in [0, 1] expected")
+
+
+def _is_finite(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def detection_warning(result):
+    """One line about coordinates that make the challenge's evaluation refuse the submission, or None."""
+    low, high = EVALUATED_MM
+    outside = sum(not all(low <= value <= high for value in point["point"][:2]) for point in result["points"])
+    if not outside:
+        return None
+    return (
+        f"{outside} of {len(result['points'])} points lie outside {low} to {high} mm; "
+        "written, but the challenge's evaluation refuses such a result (it takes regions, not whole slides)"
+    )
 
 
 def write_result(path, result):

@@ -12,7 +12,7 @@ from midog.errors import UserError
 
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
-DEFAULT_SYSTEMS = {2: "convnextv2_small"}  # by track, where a model folder holds several
+DEFAULT_SYSTEMS = {1: "sztu_small", 2: "convnextv2_small"}  # by track, where a model folder holds several
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,47 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Detector:
+    """The network that finds candidates, and how a slide is cut for it and its boxes are joined.
+
+    Attributes:
+        network: a name in `midog.detect.NETWORKS`.
+        options: its constructor's arguments.
+        tile: px of a tile's side.
+        overlap: of neighbouring tiles, a share of the side.
+        um_per_px: what it was trained at; images further off than 10 % are resampled.
+        confidence: the least score of a candidate.
+        nms_iou: of two boxes in a tile that overlap more, one stays.
+        merge_iou, merge_um: candidates of overlapping tiles are one figure if their boxes overlap so much, or
+            if their centres are so near; one of the two is 0.
+        context_um: side of what the classifier sees around a candidate; 0 is the box itself.
+        weights, sha256: safetensors file beside model.yaml.
+        calibration: of the score, where no classifier follows.
+    """
+
+    network: str
+    options: dict
+    tile: int
+    overlap: float
+    um_per_px: float
+    confidence: float
+    nms_iou: float
+    merge_iou: float
+    merge_um: float
+    context_um: float
+    weights: str
+    sha256: str
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class Member:
-    """One network of an ensemble.
+    """One network of an ensemble of classifiers.
 
     Attributes:
         network: a name in `midog.models.classifiers.NETWORKS`.
         options: its constructor's arguments.
-        crop: share of the page's side that is kept around the centre, in (0, 1].
+        crop: share of the crop's side that is kept around the centre, in (0, 1].
         size: px, the side of the network's input.
         weights: safetensors file beside model.yaml.
         sha256: of that file.
@@ -53,7 +87,8 @@ class System:
     Attributes:
         system, version, track: which weights these are.
         views: dihedral views of each crop at test: 1, 2, 4 or 8.
-        members: the ensemble; the mean of their probabilities is the answer.
+        members: the classifiers; the mean of their probabilities is the answer. Track 1 can do without.
+        detector: `Detector` (Track 1), or None.
         data: names of the sets the weights were trained on.
         training: the recipe, as in resources/systems.
         metrics: figures measured when the weights were made.
@@ -69,6 +104,7 @@ class System:
     training: dict
     metrics: dict
     folder: Path
+    detector: Detector | None = None
 
 
 def parse(kind, values, where):
@@ -120,23 +156,36 @@ def load_system(folder):
     """
     path = Path(folder) / "model.yaml"
     values = read_yaml(path)
-    if not isinstance(values, dict) or not isinstance(values.get("members"), list) or not values["members"]:
+    if not isinstance(values, dict) or not isinstance(values.get("members"), list):
         raise UserError(f"{path}: no list of members; train or unpack the system again")
-    members = []
-    for number, member in enumerate(values["members"]):
-        where = f"{path}: members[{number}]"
-        member = dict(member) if isinstance(member, dict) else member
-        if isinstance(member, dict) and "calibration" in member:
-            member["calibration"] = parse(Calibration, member["calibration"], f"{where}.calibration")
-        members.append(parse(Member, member, where))
-        _check_weights(path.parent / members[-1].weights, members[-1].sha256)
+    if values.get("track") == 2 and not values["members"]:
+        raise UserError(f"{path}: the list of members is empty; train or unpack the system again")
+    if values.get("track") == 1 and "detector" not in values:
+        raise UserError(f"{path}: no detector; train or unpack the system again")
+    members = [
+        _parse_part(Member, member, f"{path}: members[{number}]", path.parent)
+        for number, member in enumerate(values["members"])
+    ]
+    parts = {"members": tuple(members), "folder": path.parent}
+    if "detector" in values:
+        parts["detector"] = _parse_part(Detector, values["detector"], f"{path}: detector", path.parent)
     data = values.get("data")
     if not isinstance(data, list):
         raise UserError(f"{path}: data is not a list of names; train or unpack the system again")
-    system = parse(System, values | {"members": tuple(members), "data": tuple(data), "folder": path.parent}, path)
+    system = parse(System, values | parts | {"data": tuple(data)}, path)
     if system.views not in (1, 2, 4, 8):
         raise UserError(f"{path}: views is {system.views}; 1, 2, 4 or 8 expected")
     return system
+
+
+def _parse_part(kind, values, where, folder):
+    """A network's entry: its calibration parsed, its weights checked."""
+    values = dict(values) if isinstance(values, dict) else values
+    if isinstance(values, dict) and "calibration" in values:
+        values["calibration"] = parse(Calibration, values["calibration"], f"{where}.calibration")
+    part = parse(kind, values, where)
+    _check_weights(folder / part.weights, part.sha256)
+    return part
 
 
 def _check_weights(path, sha256):
@@ -144,7 +193,7 @@ def _check_weights(path, sha256):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        raise UserError(f"{path}: weights not found; unpack the model again, or train the missing fold") from None
+        raise UserError(f"{path}: weights not found; unpack the model again, or train it") from None
     if found != sha256:
         raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {sha256[:12]}...; unpack the model again")
 

@@ -60,7 +60,7 @@ def augment(crops, masks, kept, size, how):
     if how.stain:
         crops = jitter_stain(crops, how.stain)
     if how.contrast:
-        crops = _jitter_contrast(crops, how.contrast)
+        crops = jitter_contrast(crops, how.contrast)
     if how.blur:
         blurred = F.avg_pool2d(F.pad(crops, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         crops = torch.where(_chance(len(crops), how.blur).to(crops.device)[:, None, None, None], blurred, crops)
@@ -109,7 +109,7 @@ def jitter_stain(crops, strength):
     return torch.exp(-density).clamp(0, 1)
 
 
-def _jitter_contrast(crops, strength):
+def jitter_contrast(crops, strength):
     draw = torch.randn(3, len(crops), 1, 1, 1).to(crops.device)
     crops = crops * torch.exp(draw[0] * strength / 2) + draw[1] * strength / 5
     mean = crops.mean(dim=(2, 3), keepdim=True)

@@ -1,0 +1,132 @@
+"""Labelled fields in memory: folders with `images.csv` and `figures.csv`, or with `labels.csv` alone.
+
+`images.csv` has one row an image (image, case, um_per_px), `figures.csv` one row
+a labelled cell (image, x, y, label): "mitotic figure" or "non-mitotic figure".
+Coordinates are pixels of the image. A folder with only `labels.csv` (image,
+um_per_px) is tissue without figures. `resources/data/prepare.py` makes both.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from midog.errors import UserError
+
+UM_PER_PX = 0.25
+RESAMPLED_FROM = 0.10  # as at inference: images within 10 % of the spacing keep their pixels
+CLASSES = ("mitotic figure", "non-mitotic figure")
+
+
+@dataclass
+class Field:
+    """One labelled image, in its own pixels or, if those are far from .25 um, resampled to .25 um.
+
+    Attributes:
+        name, case, source: file, case or slide, name of the folder.
+        pixels: uint8 (H, W, 3) RGB.
+        um_per_px: of `pixels`.
+        figures, look_alikes: float32 (N, 2), centres x, y in px of mitotic and non-mitotic figures.
+    """
+
+    name: str
+    case: str
+    source: str
+    pixels: np.ndarray
+    um_per_px: tuple
+    figures: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    look_alikes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+
+    @property
+    def size(self):
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def read(self, x, y, width, height):
+        """uint8 (height, width, 3), as `midog.slide` reads."""
+        return self.pixels[y : y + height, x : x + width]
+
+    @property
+    def area_mm2(self):
+        return self.pixels.shape[0] * self.pixels.shape[1] * self.um_per_px[0] * self.um_per_px[1] / 1e6
+
+
+def read_fields(selections):
+    """Read the fields of one or several folders.
+
+    Args:
+        selections: strings FOLDER or FOLDER:CASE,CASE (only these) or FOLDER:-TEXT,TEXT (all cases but those that
+            hold one of the texts). The case of an image without one is its name.
+
+    Returns:
+        list of `Field`.
+
+    Raises:
+        UserError: no table, a column, an image or a case is missing, an unknown label.
+    """
+    fields = []
+    for selection in selections:
+        folder, _, cases = str(selection).partition(":")
+        images, figures = _read_tables(Path(folder))
+        images = _select(images, cases, selection)
+        by_image = dict(list(figures.groupby("image")))
+        for row in images.itertuples():
+            fields.append(_read_field(Path(folder), row, by_image.get(row.image)))
+    return fields
+
+
+def _read_tables(folder):
+    path = next((folder / name for name in ("images.csv", "regions.csv", "labels.csv") if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: no images.csv; make it with resources/data/prepare.py")
+    try:
+        images = pd.read_csv(path, dtype={"case": str, "slide": str})
+        figures_path = folder / "figures.csv"
+        figures = pd.read_csv(figures_path) if figures_path.exists() else pd.DataFrame(columns=["image", "label"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make it with resources/data/prepare.py") from None
+    if "case" not in images:
+        images["case"] = images["slide"] if "slide" in images else images["image"]
+    missing = {"image", "um_per_px"} - set(images.columns)
+    if missing:
+        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing; see resources/data/fields.py")
+    unknown = sorted(set(figures.label) - set(CLASSES), key=str)
+    if unknown:
+        raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {' or '.join(CLASSES)} expected")
+    return images, figures
+
+
+def _select(images, cases, selection):
+    if not cases:
+        return images
+    if cases.startswith("-"):
+        without = cases[1:].split(",")
+        return images[~images.case.map(lambda case: any(text in case for text in without))]
+    wanted = cases.split(",")
+    absent = sorted(set(wanted) - set(images.case))
+    if absent:
+        known = ", ".join(sorted(set(images.case))[:20])
+        raise UserError(f"{selection}: case {', '.join(absent)} is not there; known: {known}")
+    return images[images.case.isin(wanted)]
+
+
+def _read_field(folder, row, figures):
+    path = folder / row.image
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"{path}: cannot be read; copy the images again")
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    factor = 1.0
+    spacing = float(row.um_per_px)
+    if abs(spacing / UM_PER_PX - 1) > RESAMPLED_FROM:
+        factor = spacing / UM_PER_PX
+        way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=way)
+        spacing = UM_PER_PX
+    points = {}
+    for label in CLASSES:
+        chosen = figures[figures.label == label] if figures is not None else None
+        centres = chosen[["x", "y"]].to_numpy(np.float32) if chosen is not None else np.zeros((0, 2), np.float32)
+        points[label] = (centres + 0.5) * factor - 0.5
+    return Field(row.image, row.case, folder.resolve().name, pixels, (spacing, spacing), *points.values())

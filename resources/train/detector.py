@@ -1,0 +1,172 @@
+"""Train Track 1's detector: tiles from labelled fields, Ultralytics' trainer, an export that inference.py loads.
+
+    python resources/train/detector.py --data DIR[:CASE,CASE] ... --crops DIR ... --validation DIR[:CASE] ...
+        --system NAME --out DIR
+
+The recipe is the `detector` part of resources/systems/NAME.yaml. OUT/model/NAME/
+is the export: a system of the detector alone.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from midog.errors import UserError, exit_code  # noqa: E402
+from midog.system import parse, read_yaml  # noqa: E402
+from resources.data.crops import read_crops  # noqa: E402
+from resources.data.fields import read_fields  # noqa: E402
+from resources.train.tiles import TileAugmentation, TileDataset  # noqa: E402
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """How a detector is trained.
+
+    Attributes:
+        seed: of the weights and of every tile.
+        tile: px of a training tile's side.
+        epochs, tiles_an_epoch, batch: tiles are drawn, so an epoch is as long as one says.
+        learning_rate, final_learning_rate, weight_decay: AdamW, a cosine from the first to the second.
+        warmup_epochs: linear rise before.
+        patience: stop after so many epochs without a better validation.
+        half_precision: train in bfloat16.
+        shares: of what the tiles are drawn around, see `TileDataset`.
+        augmentation: see `TileAugmentation`.
+    """
+
+    seed: int
+    tile: int
+    epochs: int
+    tiles_an_epoch: int
+    batch: int
+    learning_rate: float
+    final_learning_rate: float
+    weight_decay: float
+    warmup_epochs: float
+    patience: int
+    half_precision: bool
+    shares: dict
+    augmentation: TileAugmentation
+
+
+@dataclass(frozen=True)
+class DetectorPlan:
+    """The `detector` part of a system's YAML: the design as in model.yaml, and the training."""
+
+    network: str
+    options: dict
+    tile: int
+    overlap: float
+    um_per_px: float
+    confidence: float
+    nms_iou: float
+    merge_iou: float
+    merge_um: float
+    training: DetectorRecipe
+
+
+def read_detector_plan(name):
+    """resources/systems/NAME.yaml (or a path) -> its name and version, and its `DetectorPlan`; strict keys."""
+    path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
+    values = read_yaml(path)
+    if not isinstance(values, dict) or not isinstance(values.get("detector"), dict):
+        raise UserError(f"{path}: no detector; choose a system for Track 1")
+    detector = dict(values["detector"])
+    if isinstance(detector.get("training"), dict):
+        where = f"{path}: detector.training"
+        training = dict(detector["training"])
+        training["augmentation"] = parse(TileAugmentation, training.get("augmentation"), f"{where}.augmentation")
+        detector["training"] = parse(DetectorRecipe, training, where)
+    return values, parse(DetectorPlan, detector, f"{path}: detector")
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR[:CASE,CASE]", help="labelled fields")
+    parser.add_argument("--crops", nargs="*", default=[], metavar="DIR", help="crops with a figure in the middle")
+    parser.add_argument("--validation", nargs="+", required=True, metavar="DIR[:CASE]", help="labelled fields")
+    parser.add_argument("--system", required=True, metavar="NAME", help="a file of resources/systems, or a path")
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="checkpoints, curves, export")
+    parser.add_argument("--resume", action="store_true", help="go on where OUT was left")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's")
+    parser.add_argument("--device", default="", metavar="NAME", help="cpu, 0, or 0,1 (a GPU where there is one)")
+    return parser.parse_args(argv)
+
+
+def overrides(plan, arguments):
+    """The recipe in Ultralytics' words."""
+    recipe = plan.training
+    settings = {
+        "model": f"yolo11{plan.options['scale']}.yaml",
+        "data": "tiles",
+        "task": "detect",
+        "epochs": recipe.epochs,
+        "batch": recipe.batch,
+        "nbs": recipe.batch,
+        "imgsz": recipe.tile,
+        "optimizer": "AdamW",
+        "lr0": recipe.learning_rate,
+        "lrf": recipe.final_learning_rate / recipe.learning_rate,
+        "cos_lr": True,
+        "momentum": 0.9,
+        "warmup_momentum": 0.9,
+        "warmup_bias_lr": 0.0,
+        "weight_decay": recipe.weight_decay,
+        "warmup_epochs": recipe.warmup_epochs,
+        "patience": recipe.patience,
+        "seed": recipe.seed if arguments.seed is None else arguments.seed,
+        "amp": False,  # the model sets its own precision
+        "close_mosaic": 0,
+        "pretrained": False,
+        "deterministic": False,
+        "save_dir": str(arguments.out.resolve()),
+        "exist_ok": True,
+        "device": arguments.device,
+        "workers": 8,
+        "plots": False,
+    }
+    last = arguments.out / "weights" / "last.pt"
+    if arguments.resume and last.exists():
+        settings["resume"] = str(last)
+    return settings
+
+
+def train(arguments):
+    import os
+
+    os.environ["YOLO_VERBOSE"] = "False"
+    from resources.train.yolo_trainer import YOLO11Trainer
+
+    values, plan = read_detector_plan(arguments.system)
+    recipe = plan.training
+    fields = read_fields(arguments.data)
+    validation = read_fields(arguments.validation)
+    crops = np.zeros((0, 128, 128, 3), np.uint8)
+    if arguments.crops:
+        crops = np.ascontiguousarray(read_crops(arguments.crops).images.permute(0, 2, 3, 1).numpy())
+    print(
+        f"training fields {len(fields)} with {sum(len(each.figures) for each in fields)} mitotic figures, "
+        f"crops {len(crops)}; validation fields {len(validation)} with "
+        f"{sum(len(each.figures) for each in validation)} mitotic figures",
+        flush=True,
+    )
+    settings = overrides(plan, arguments)
+    dataset = TileDataset(
+        fields, crops, recipe.tile, recipe.tiles_an_epoch, recipe.shares, recipe.augmentation, settings["seed"]
+    )
+    YOLO11Trainer(plan, dataset, validation, settings).train()
+    export(arguments, values, plan)
+
+
+def main(argv=None):
+    return exit_code(train, parse_arguments(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Training tiles for the detectors: drawn at random from labelled fields and from crops of figures.
+
+A tile is one resampling of its field: place, rotation, flips and scale are one
+affine map. Crops, whose figure is in the middle, are laid out as a sheet of
+3 x 3 and the tile is a window of it, so that figures stand anywhere in a tile.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class TileAugmentation:
+    """What is drawn for every tile.
+
+    Attributes:
+        rotation: degrees, at most, either way.
+        flip: probability of each flip.
+        scale: standard deviation of the log of the scale.
+        stain, contrast: on the batch, as `resources.train.augment`.
+        mixup: probability that another tile is blended in, with a weight uniform in [0, 1].
+        randaugment: colour operations drawn from RandAugment, magnitude 9; the geometry is drawn above.
+        erase: probability that a rectangle of .02 to .1 of the tile is erased.
+        mosaic_epochs: so many first epochs join four tiles into each.
+    """
+
+    rotation: float = 0.0
+    flip: float = 0.0
+    scale: float = 0.0
+    stain: float = 0.0
+    contrast: float = 0.0
+    mixup: float = 0.0
+    randaugment: int = 0
+    erase: float = 0.0
+    mosaic_epochs: int = 0
+
+
+class ColourRandAugment(v2.RandAugment):
+    """RandAugment (Cubuk et al. 2019) without its geometric operations, which would move the boxes."""
+
+    _AUGMENTATION_SPACE = {
+        name: how
+        for name, how in v2.RandAugment._AUGMENTATION_SPACE.items()
+        if not name.startswith(("Shear", "Translate", "Rotate"))
+    }
+
+
+class TileDataset(torch.utils.data.Dataset):
+    """Tiles with their boxes, in the format of Ultralytics' datasets.
+
+    Item `i` is the same whenever and in whatever process it is drawn: it is seeded by (seed, i).
+
+    Args:
+        fields: list of `resources.data.fields.Field`.
+        crops: uint8 (M, 128, 128, 3), each with a mitotic figure in the middle; may be empty.
+        size: px of a tile's side.
+        tiles: how many an epoch has.
+        shares: how often each of "figure", "look_alike", "background", "crops" is what a tile is drawn around.
+        how: `TileAugmentation`.
+        seed: int.
+    """
+
+    def __init__(self, fields, crops, size, tiles, shares, how, seed):
+        self.fields, self.crops, self.size, self.tiles, self.how, self.seed = fields, crops, size, tiles, how, seed
+        self.figures = [(number, point) for number, each in enumerate(fields) for point in each.figures]
+        self.look_alikes = [(number, point) for number, each in enumerate(fields) for point in each.look_alikes]
+        areas = np.array([each.pixels.shape[0] * each.pixels.shape[1] for each in fields], float)
+        self.area_shares = areas / areas.sum()
+        there = {"figure": self.figures, "look_alike": self.look_alikes, "background": fields, "crops": crops}
+        self.sources = [name for name in shares if len(there[name])]
+        weights = np.array([shares[name] for name in self.sources], float)
+        self.weights = weights / weights.sum()
+        self.colours = ColourRandAugment(num_ops=how.randaugment) if how.randaugment else None
+
+    def __len__(self):
+        return self.tiles
+
+    def __getitem__(self, i):
+        random = np.random.default_rng((self.seed, i))
+        mosaic = i < self.how.mosaic_epochs * self.tiles
+        pixels, points = self._mosaic(random) if mosaic else self._tile(random)
+        if random.random() < self.how.mixup:
+            other, more = self._tile(random)
+            weight = random.random()
+            pixels = cv2.addWeighted(pixels, weight, other, 1 - weight, 0)
+            points = np.concatenate([points, more])
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        if self.colours:
+            torch.manual_seed(int(random.integers(2**31)))
+            image = self.colours(image)
+        if random.random() < self.how.erase:
+            self._erase(image, random)
+        return {"img": image, "bboxes": self._boxes(points), "im_file": str(i)}
+
+    def _boxes(self, points):
+        """Centres in px -> x, y, width, height in shares of the tile, cut at its edge: float32 (N, 4)."""
+        half = BOX_UM / 0.25 / 2
+        corners = np.concatenate([points - half, points + half], 1).clip(0, self.size) / self.size
+        boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+        return torch.from_numpy(boxes.astype(np.float32))
+
+    def _tile(self, random):
+        """One tile: uint8 (size, size, 3) and the centres of its figures, float (N, 2)."""
+        source = random.choice(self.sources, p=self.weights)
+        if source == "crops":
+            return self._sheet(random)
+        if source == "background":
+            field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
+            centre = random.random(2) * field.size
+        else:
+            cells = self.figures if source == "figure" else self.look_alikes
+            number, point = cells[random.integers(len(cells))]
+            field = self.fields[number]
+            centre = point + (random.random(2) - 0.5) * (self.size - BOX_UM / 0.25)
+        return self._window(field, centre, self.size, random)
+
+    def _window(self, field, centre, size, random):
+        """A drawn view of a field around a place: uint8 (size, size, 3), and the figures in it."""
+        matrix = self._matrix(centre, size, random)
+        pixels = cv2.warpAffine(field.pixels, matrix, (size, size), borderMode=cv2.BORDER_CONSTANT, borderValue=WHITE)
+        points = field.figures @ matrix[:, :2].T + matrix[:, 2]
+        return pixels, points[((points >= 0) & (points < size)).all(1)]
+
+    def _matrix(self, centre, size, random):
+        """The affine map from a field's pixels around `centre` to a tile's."""
+        angle = np.deg2rad(random.uniform(-1, 1) * self.how.rotation)
+        scale = np.exp(random.normal() * self.how.scale)
+        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear *= np.where(random.random(2) < self.how.flip, -1.0, 1.0)
+        offset = (size - 1) / 2 - linear @ np.asarray(centre, float)
+        return np.concatenate([linear, offset[:, None]], 1)
+
+    def _sheet(self, random):
+        """A window of crops laid side by side; one in three cells is tissue from the fields instead."""
+        side = self.crops.shape[1]
+        cells = -(-self.size // side) + 1
+        sheet = np.empty((cells * side, cells * side, 3), np.uint8)
+        figures = []
+        for row in range(cells):
+            for column in range(cells):
+                if random.random() < 1 / 3:
+                    field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
+                    cell, points = self._window(field, random.random(2) * field.size, side, random)
+                else:
+                    crop = self.crops[random.integers(len(self.crops))]
+                    matrix = self._matrix(((side - 1) / 2, (side - 1) / 2), side, random)
+                    matrix[:, 2] += random.uniform(-0.1, 0.1, 2) * side
+                    # Reflected, not white: a turned crop lacks its corners, and a figure never reaches into them.
+                    cell = cv2.warpAffine(crop, matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
+                    points = matrix[None, :, :2].sum(2) * (side - 1) / 2 + matrix[:, 2]
+                sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = cell
+                figures.append(points + (column * side, row * side))
+        left, top = random.integers(0, cells * side - self.size + 1, 2)
+        points = np.concatenate(figures) - (left, top)
+        tile = sheet[top : top + self.size, left : left + self.size]
+        return tile, points[((points >= 0) & (points < self.size)).all(1)]
+
+    def _mosaic(self, random):
+        """Four tiles around a random cross (paper, "Mixing strategies")."""
+        size = self.size
+        cross = random.integers(size // 4, 3 * size // 4, 2)
+        joined = np.empty((size, size, 3), np.uint8)
+        figures = []
+        for columns in (slice(0, cross[0]), slice(cross[0], size)):
+            for rows in (slice(0, cross[1]), slice(cross[1], size)):
+                tile, points = self._tile(random)
+                joined[rows, columns] = tile[rows, columns]
+                inside = (points[:, 0] >= columns.start) & (points[:, 0] < columns.stop)
+                figures.append(points[inside & (points[:, 1] >= rows.start) & (points[:, 1] < rows.stop)])
+        return joined, np.concatenate(figures)
+
+    def _erase(self, image, random):
+        area = random.uniform(0.02, 0.1) * self.size**2
+        ratio = np.exp(random.uniform(-1, 1) * np.log(3.3))
+        height, width = (int(min(self.size, round(side))) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
+        top, left = random.integers(0, self.size - height + 1), random.integers(0, self.size - width + 1)
+        image[:, top : top + height, left : left + width] = 0
+
+
+def collate(items):
+    """Items of `TileDataset` -> one batch as Ultralytics' trainers take it."""
+    counts = [len(item["bboxes"]) for item in items]
+    return {
+        "img": torch.stack([item["img"] for item in items]),
+        "bboxes": torch.cat([item["bboxes"] for item in items]),
+        "cls": torch.zeros(sum(counts), 1),
+        "batch_idx": torch.repeat_interleave(torch.arange(len(items)), torch.tensor(counts)).float(),
+        "im_file": [item["im_file"] for item in items],
+    }
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Numbers of the items of the epoch that `epoch` names, so that a resumed run draws what it would have drawn."""
+
+    def __init__(self, dataset):
+        self.dataset, self.epoch = dataset, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __iter__(self):
+        return iter(range(self.epoch * len(self), (self.epoch + 1) * len(self)))

@@ -1,0 +1,190 @@
+"""YOLO11's training: Ultralytics' own trainer and graph, with our blocks, our data and our validation."""
+
+import contextlib
+import os
+
+os.environ.setdefault("YOLO_OFFLINE", "1")
+os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(os.environ.get("TMPDIR", "/tmp"), "ultralytics"))
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # Ultralytics would set it to 1
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+from ultralytics.nn.modules import SPPF  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+
+from midog.boxes import match, merge_near  # noqa: E402
+from midog.detect import NetworkDetector, find_candidates  # noqa: E402
+from midog.models.yolo11 import ATTENTION_BLOCK, OUTPUT_BLOCKS, YOLO11  # noqa: E402
+from resources.train.augment import jitter_contrast, jitter_stain  # noqa: E402
+from resources.train.tiles import EpochSampler, collate  # noqa: E402
+
+VALIDATION_CONFIDENCE = 0.05
+MATCH_UM = 7.5
+
+
+class TrainableYOLO11(DetectionModel):
+    """Ultralytics' stock graph with the improved blocks of `midog.models.yolo11` in their places.
+
+    Args:
+        options: of `midog.models.yolo11.YOLO11`.
+    """
+
+    def __init__(self, options):
+        super().__init__(f"yolo11{options['scale']}.yaml", nc=1, verbose=False)
+        ours = YOLO11(**options)
+        replaced = [*([ATTENTION_BLOCK, *OUTPUT_BLOCKS] if options.get("ema") else options.get("lsconv", ()))]
+        for number in replaced:
+            block, stock = ours.model[number], self.model[number]
+            block.i, block.f, block.type, block.np = stock.i, stock.f, type(block).__name__, 0
+            self.model[number] = block
+        for module in self.modules():
+            if isinstance(module, SPPF):
+                module.cv1.act = ours.model[9].cv1.act
+        self.options, self.half_precision = options, False
+
+    def loss(self, batch, preds=None):
+        """The graph in bfloat16 if `half_precision` is set; the loss in float32, because box corners need it."""
+        images = batch["img"]
+        if preds is None:
+            # Ultralytics' own autocast is for CUDA alone.
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half_precision):
+                preds = self.forward(images)
+        if getattr(self, "criterion", None) is None:
+            self.criterion = self.init_criterion()
+        wide = {"boxes": preds["boxes"].float(), "scores": preds["scores"].float(), "feats": preds["feats"]}
+        return self.criterion(wide, batch)
+
+
+def inference_network(model):
+    """The same weights in the plain network that inference runs."""
+    network = YOLO11(**model.options)
+    network.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
+    return network.to(next(model.parameters()).device)
+
+
+class FieldValidator:
+    """Average precision and best F1 on whole fields, by the organisers' matching; stands in Ultralytics' place."""
+
+    def __init__(self, fields, settings, args):
+        self.fields, self.settings, self.args = fields, settings, args
+        self.metrics = self
+
+    keys = ["validation/average_precision", "validation/f1", "validation/threshold"]
+
+    def __call__(self, trainer=None, model=None):
+        if trainer is None:  # the last look at best.pt, which our export does itself
+            return {}
+        network = inference_network(trainer.ema.ema)
+        found = [detect_field(network, field, self.settings) for field in tqdm(self.fields, "validation", disable=None)]
+        curve = precision_recall(self.fields, [(boxes, scores) for boxes, scores in found])
+        return dict(zip(self.keys, (curve["average_precision"], curve["f1"], curve["threshold"]), strict=True)) | {
+            "fitness": curve["average_precision"]
+        }
+
+
+def detect_field(network, field, settings):
+    """Merged candidates of a field: boxes (K, 4), scores (K,)."""
+    device = next(network.parameters()).device
+    detector = NetworkDetector(network, VALIDATION_CONFIDENCE, settings.nms_iou)
+    boxes, scores = find_candidates(field, detector, settings.tile, settings.overlap, device)
+    kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
+    return boxes[kept], scores[kept]
+
+
+def precision_recall(fields, found):
+    """Hits of all fields together at every threshold.
+
+    Args:
+        fields: list of `Field`.
+        found: for each its boxes (K, 4) and scores (K,).
+
+    Returns:
+        dict: average_precision (area under the stepwise curve), the best f1 and its threshold.
+    """
+    scores, hits, truths = [], [], 0
+    for field, (boxes, score) in zip(fields, found, strict=True):
+        order = np.argsort(-score, kind="stable")
+        centres = (boxes[order, :2] + boxes[order, 2:]) / 2
+        # Each detection in falling order of score takes the nearest figure that is left.
+        hit = np.zeros(len(order), bool)
+        taken = match(centres, field.figures, MATCH_UM / field.um_per_px[0])
+        hit[:] = np.asarray(taken) >= 0
+        scores.append(score[order])
+        hits.append(hit)
+        truths += len(field.figures)
+    scores, hits = np.concatenate(scores), np.concatenate(hits)
+    if not len(scores) or not truths:
+        return {"average_precision": 0.0, "f1": 0.0, "threshold": 1.0}
+    order = np.argsort(-scores, kind="stable")
+    scores, true = scores[order], np.cumsum(hits[order])
+    precision, recall = true / np.arange(1, len(order) + 1), true / truths
+    f1 = 2 * true / (np.arange(1, len(order) + 1) + truths)
+    best = int(np.argmax(f1))
+    smooth = np.maximum.accumulate(precision[::-1])[::-1]
+    area = float((np.diff(recall, prepend=0.0) * smooth).sum())
+    return {"average_precision": area, "f1": float(f1[best]), "threshold": float(scores[best])}
+
+
+class YOLO11Trainer(DetectionTrainer):
+    """Ultralytics' trainer on tiles that are drawn as it goes.
+
+    Args:
+        plan: the detector's part of a system, with `options`, `training` and the tiling.
+        dataset: `TileDataset`.
+        validation: list of `Field`.
+        overrides: Ultralytics' settings.
+    """
+
+    def __init__(self, plan, dataset, validation, overrides):
+        self.plan, self.dataset, self.validation = plan, dataset, validation
+        super().__init__(overrides=overrides)
+        self.add_callback("on_train_epoch_start", lambda trainer: trainer.train_loader.sampler.set_epoch(trainer.epoch))
+
+    def get_dataset(self):
+        return {"train": "tiles", "val": "fields", "nc": 1, "names": {0: "mitotic figure"}, "channels": 3}
+
+    def get_model(self, cfg=None, weights=None, verbose=True):
+        model = TrainableYOLO11(self.plan.options)
+        if weights is not None:
+            model.load_state_dict(weights.float().state_dict())
+        model.half_precision = self.plan.training.half_precision
+        return model.to(memory_format=torch.channels_last)
+
+    def get_dataloader(self, dataset_path, batch_size=16, rank=0, mode="train"):
+        if mode == "val":
+            return torch.utils.data.DataLoader(self.validation, collate_fn=list)
+        return torch.utils.data.DataLoader(
+            self.dataset,
+            batch_size,
+            sampler=EpochSampler(self.dataset),
+            num_workers=self.args.workers,
+            collate_fn=collate,
+            drop_last=True,
+        )
+
+    def _build_train_pipeline(self):
+        BaseTrainer._build_train_pipeline(self)  # without DetectionTrainer's look at label files
+
+    def preprocess_batch(self, batch):
+        how = self.plan.training.augmentation
+        for key in ("img", "cls", "bboxes", "batch_idx"):
+            batch[key] = batch[key].to(self.device, non_blocking=True)
+        images = batch["img"].float() / 255
+        images = jitter_stain(images, how.stain) if how.stain else images
+        images = jitter_contrast(images, how.contrast) if how.contrast else images
+        batch["img"] = images.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def get_validator(self):
+        return FieldValidator(self.validation, self.plan, self.args)
+
+    def plot_training_labels(self):
+        """Nothing: tiles are drawn as the training goes."""
+
+    def plot_training_samples(self, batch, ni):
+        with contextlib.suppress(Exception):
+            super().plot_training_samples(batch | {"im_file": batch["im_file"]}, ni)
