@@ -1,11 +1,18 @@
-"""Public data sets -> the one table that training reads (`labels.csv` and `crops/`).
+"""Public data sets -> the tables that training reads.
 
     python resources/data/prepare.py midog25 --csv MIDOG25.csv --crops DIR --out DIR
+    python resources/data/prepare.py midogpp --json MIDOGpp.json --images DIR --out DIR
+    python resources/data/prepare.py slide-runner --database FILE.sqlite --slides DIR --out DIR
 
 `midog25` is the challenge's own training set for Track 2: a CSV with one row a
 mitotic figure (image_id, filename, coordinateX, coordinateY, Tumor, Scanner,
 Origin, Species, expert1 .. expert3, majority; AMF is atypical, NMF normal) and
-a folder with the crops it names.
+a folder with the crops it names. It becomes `labels.csv` and `crops/`.
+
+`midogpp` (MIDOG++) and `slide-runner` (MITOS_WSI_CCMCT, MITOS_WSI_CMC) are for
+Track 1: regions and whole slides are cut into tiles, with the labels in
+`images.csv` and `figures.csv` (see `cut.py`). A killed run goes on when the
+same command is given again.
 """
 
 import argparse
@@ -20,6 +27,9 @@ import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from midog.errors import UserError, exit_code  # noqa: E402
+from resources.data.coco import read_coco  # noqa: E402
+from resources.data.cut import cut  # noqa: E402
+from resources.data.slide_runner import read_slide_runner  # noqa: E402
 
 CLASSES = {"NMF": 0, "AMF": 1}
 MIDOG25_COLUMNS = ("image_id", "filename", "coordinateX", "coordinateY", "Tumor", "majority")
@@ -81,6 +91,24 @@ def midog25(arguments):
     print(f"{arguments.out}: {len(table)} crops, {int(table.label.sum())} atypical, {table.case.nunique()} cases")
 
 
+def midogpp(arguments):
+    """Cut MIDOG++'s regions into tiles."""
+    cut(*read_coco(arguments.json), arguments.images, arguments.out, arguments.negatives)
+
+
+def slide_runner(arguments):
+    """Cut the whole slides of a SlideRunner database into tiles."""
+    cut(*read_slide_runner(arguments.database), arguments.slides, arguments.out, arguments.negatives)
+
+
+def count(text):
+    """A whole number, 0 or more, from the command line."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     formats = parser.add_subparsers(required=True, metavar="FORMAT")
@@ -89,6 +117,22 @@ def main(argv=None):
     challenge.add_argument("--crops", type=Path, required=True, metavar="DIR", help="the folder of 1.png, 2.png, ...")
     challenge.add_argument("--out", type=Path, required=True, metavar="DIR")
     challenge.set_defaults(prepare=midog25)
+    regions = formats.add_parser("midogpp", help="MIDOG++, for Track 1")
+    regions.add_argument("--json", type=Path, required=True, metavar="MIDOGpp.json")
+    regions.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of 001.tiff, ...")
+    regions.set_defaults(prepare=midogpp)
+    slides = formats.add_parser("slide-runner", help="MITOS_WSI_CCMCT, MITOS_WSI_CMC, for Track 1")
+    slides.add_argument("--database", type=Path, required=True, metavar="FILE.sqlite")
+    slides.add_argument("--slides", type=Path, required=True, metavar="DIR", help="the folder of the .svs files")
+    slides.set_defaults(prepare=slide_runner)
+    for tiles in (regions, slides):
+        tiles.add_argument("--out", type=Path, required=True, metavar="DIR")
+        tiles.add_argument(
+            "--negatives",
+            type=count,
+            metavar="N",
+            help="tiles without figures an image; default: as many as with figures, and at least 4",
+        )
     arguments = parser.parse_args(argv)
     return exit_code(arguments.prepare, arguments)
 

@@ -1,0 +1,27 @@
+"""What the class names of public data sets mean to a detector of mitotic figures.
+
+The same class has many names: "mitotic figure" and "not mitotic figure"
+(MIDOG++), "Mitotic figure" and "Mitotic figure lookalike" (MITOS_WSI_CCMCT),
+"Mitosis" and "Nonmitosis" (MITOS_WSI_CMC), "Mitose" (TUPAC16), "hard negative"
+(MIDOG 2021). A name that only speaks of mitosis is never taken as one.
+"""
+
+import re
+
+from resources.data.fields import CLASSES
+
+MITOTIC, LOOK_ALIKE = CLASSES
+UNCLEAR = "unclear"  # may or may not be a mitotic figure: no label, and no background either
+BACKGROUND = "background"  # a cell of another kind: granulocyte, tumor cell
+
+
+def meaning(name):
+    """MITOTIC, LOOK_ALIKE, UNCLEAR or BACKGROUND for a class name; case, spaces and hyphens do not matter."""
+    letters = re.sub("[^a-z]", "", name.lower())
+    if re.fullmatch("((a?typical|normal)?mitotic(figure|cell)?s?|mitos[ei]s?)", letters):
+        return MITOTIC
+    if re.search("no[nt]?mito|mito.*like|alike|hardnegative|imposter", letters):
+        return LOOK_ALIKE
+    if re.search("mito|ambiguous|unclear|unknown", letters):
+        return UNCLEAR
+    return BACKGROUND

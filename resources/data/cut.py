@@ -1,0 +1,188 @@
+"""Regions and whole slides -> tiles of 512 px and the table of labelled fields that training reads.
+
+Tiles overlap by 20 % (Xiao et al., SZTU, "Datasets and Preprocessing"). Every
+tile with a figure or a look-alike is kept, and some tissue without either,
+drawn at random. The folder is that of `resources/data/fields.py`; images.csv
+comes last, so a killed run leaves none and goes on where it stopped.
+
+Tiles are JPEG, quality 95 without chroma subsampling: a quarter of the size of
+PNG, from slides that are JPEG of a lower quality already, and the contrast of
+haematoxylin and eosin keeps its full resolution.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from midog.errors import UserError
+from midog.job import write_result
+from midog.slide import open_slide
+from midog.tiles import grid, has_tissue, read_tile
+from resources.data.class_names import LOOK_ALIKE, MITOTIC, UNCLEAR
+
+TILE = 512
+OVERLAP = 0.2
+LEAST_NEGATIVES = 4  # of an image without labels: its scanner and stain should be known as background, too
+SEED = 0
+FIGURE_COLUMNS = ["image", "x", "y", "x0", "y0", "x1", "y1", "label", "case", "um_per_px"]
+
+
+def cut(images, figures, folder, out, negatives=None):
+    """Cut tiles out of labelled images and write OUT/images.csv, OUT/figures.csv and OUT/images/.
+
+    A label belongs to each tile that holds its centre; its box may reach beyond the tile. A tile that a box only
+    reaches into, or that holds a cell of unclear class, is no tile without figures.
+
+    Args:
+        images: DataFrame (image, width, height, case, ...), one row an image; further columns go into images.csv.
+        figures: DataFrame (image, x, y, x0, y0, x1, y1, label), px of the image; label as in `class_names`.
+        folder: where the images are; `image` is relative to it.
+        out: the folder to write, new or of a killed run with the same arguments.
+        negatives: tiles without figures an image; as many as it has with, and at least four, if None.
+
+    Raises:
+        UserError: an image is missing, cannot be read or has another size than the labels are for; `out` holds
+            something else; the disk refuses a file.
+    """
+    absent = [name for name in images.image if not (folder / name).is_file()]
+    if absent:
+        raise UserError(f"{folder / absent[0]}: not found (nor {len(absent) - 1} more); check the folder of images")
+    stems = images.image.map(lambda name: Path(name).stem)
+    if stems.duplicated().any():
+        raise UserError(f"{stems[stems.duplicated()].iloc[0]}: two images of this name; tiles are named after them")
+    _begin(out, images, figures, negatives)
+    parts = out / "unfinished"
+    if not (out / "images.csv").exists():
+        by_image = dict(list(figures.groupby("image")))
+        done = []
+        for row in tqdm(images.to_dict("records"), "images", disable=None):
+            part = parts / f"{Path(row['image']).stem}.json"
+            if not part.exists():
+                write_result(part, _cut_image(row, by_image.get(row["image"], figures[:0]), folder, out, negatives))
+            done.append(json.loads(part.read_text(encoding="utf-8")))
+        tables = {name: [row for part in done for row in part[name]] for name in ("images", "figures")}
+        _write_whole(out / "figures.csv", pd.DataFrame(tables["figures"], columns=FIGURE_COLUMNS).to_csv, index=False)
+        _write_whole(out / "images.csv", pd.DataFrame(tables["images"]).to_csv, index=False)
+    shutil.rmtree(parts, ignore_errors=True)
+    tiles, labels = len(pd.read_csv(out / "images.csv")), pd.read_csv(out / "figures.csv").label
+    print(
+        f"{out}: {tiles} tiles of {len(images)} images; {(labels == MITOTIC).sum()} mitotic figures and "
+        f"{(labels == LOOK_ALIKE).sum()} look-alikes, those in an overlap counted in each tile"
+    )
+
+
+def _begin(out, images, figures, negatives):
+    """Make the folder, or make sure that it is one of the same run."""
+    labels = images.to_csv(index=False) + figures.to_csv(index=False)
+    settings = {
+        "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "negatives": negatives,
+        "least_negatives": LEAST_NEGATIVES,
+        "tile": TILE,
+        "overlap": OVERLAP,
+        "seed": SEED,
+    }
+    record = out / "prepared.json"
+    if record.exists():
+        if json.loads(record.read_text(encoding="utf-8")) != settings:
+            raise UserError(f"{out}: begun with other labels or another --negatives; give another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; give another --out")
+    try:
+        for name in ("images", "unfinished"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    write_result(record, settings)
+
+
+def _cut_image(row, figures, folder, out, negatives):
+    """Write an image's tiles; its rows of both tables."""
+    path = folder / row["image"]
+    table = {"images": [], "figures": []}
+    known = {name: value for name, value in row.items() if name not in ("image", "width", "height")}
+    with open_slide(path, _warn) as slide:
+        spacing = round(float(np.mean(slide.um_per_px)), 6)
+        with_labels, free = _sort_tiles(slide.size, _labels_inside(slide.size, row, figures, path))
+        wanted = max(len(with_labels), LEAST_NEGATIVES) if negatives is None else negatives
+        tiles = _read_tiles(slide, with_labels, free, wanted, path.stem)
+        for x, y, pixels, labels in tqdm(tiles, path.stem, len(with_labels) + wanted, leave=False, disable=None):
+            name = f"images/{path.stem}_{x:06}_{y:06}.jpg"
+            picture = Image.fromarray(pixels)
+            _write_whole(out / name, picture.save, format="JPEG", quality=95, subsampling="4:4:4")
+            place = {"um_per_px": spacing, "source_image": row["image"], "source_x": x, "source_y": y}
+            table["images"].append({"image": name, "width": TILE, "height": TILE} | known | place)
+            labels = labels.assign(image=name, case=row["case"], um_per_px=spacing)
+            labels[["x", "x0", "x1"]] -= x
+            labels[["y", "y0", "y1"]] -= y
+            table["figures"] += labels[FIGURE_COLUMNS].to_dict("records")
+    return table
+
+
+def _labels_inside(size, row, figures, path):
+    """The labels on the image; those beside it are told, an image of another size is refused."""
+    width, height = size
+    if row["width"] and (row["width"], row["height"]) != (width, height):
+        raise UserError(
+            f"{path}: {width} x {height} px, but its labels are for {row['width']} x {row['height']}; "
+            "give the image at its full size"
+        )
+    inside = (figures.x >= 0) & (figures.x < width) & (figures.y >= 0) & (figures.y < height)
+    if not inside.all():
+        _warn(f"{path}: {(~inside).sum()} labels lie outside the image and are left out")
+    return figures[inside]
+
+
+def _sort_tiles(size, figures):
+    """((left, top), labels) of the tiles that hold a label's centre; (left, top) of those no box reaches into."""
+    x, y, x0, y0, x1, y1 = figures[["x", "y", "x0", "y0", "x1", "y1"]].to_numpy(float).T
+    clear = (figures.label != UNCLEAR).to_numpy(bool)
+    with_labels, free = [], []
+    for left, top in grid(*size, TILE, OVERLAP).tolist():
+        inside = clear & (x >= left) & (x < left + TILE) & (y >= top) & (y < top + TILE)
+        if inside.any():
+            with_labels.append(((left, top), figures[inside]))
+        elif not ((x1 >= left) & (x0 < left + TILE) & (y1 >= top) & (y0 < top + TILE)).any():
+            free.append((left, top))
+    return with_labels, free
+
+
+def _read_tiles(slide, with_labels, free, wanted, name):
+    """Yield left, top, pixels and labels of the tiles with labels, then of `wanted` random ones of tissue without."""
+    for (x, y), labels in with_labels:
+        yield x, y, read_tile(slide, x, y, TILE), labels
+    nothing = pd.DataFrame(columns=FIGURE_COLUMNS)
+    generator = np.random.default_rng([SEED, zlib.crc32(name.encode())])
+    found = 0
+    for number in generator.permutation(len(free)):
+        if found == wanted:
+            return
+        x, y = free[number]
+        pixels = read_tile(slide, x, y, TILE)
+        if has_tissue(pixels):
+            found += 1
+            yield x, y, pixels, nothing
+
+
+def _write_whole(path, save, **options):
+    """Write a file whole or not at all: `save` to a name beside it, then rename."""
+    part = path.with_name(path.name + ".part")
+    try:
+        save(part, **options)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None
+
+
+def _warn(text):
+    tqdm.write(f"warning: {text}", file=sys.stderr)
