@@ -18,7 +18,7 @@ def parse_arguments(argv):
     parser.add_argument("--output", metavar="DIR", type=Path, default="/output", help="for the result (%(default)s)")
     parser.add_argument("--model", metavar="DIR", help=f"weights ({PLATFORM_MODEL}; where that is empty, {OWN_MODEL})")
     parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
-    parser.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, where the image's own is wrong or missing")
+    parser.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the image's own is wrong or missing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks (%(default)s)")
     return parser.parse_args(argv)
 

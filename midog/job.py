@@ -158,8 +158,14 @@ def check_detection_result(result):
         raise ValueError("type, points and version are required, name is optional, nothing else is allowed")
     if result["type"] != "Multiple points" or not isinstance(result["points"], list):
         raise ValueError('type is "Multiple points" and points is a list')
+    if not isinstance(result.get("name", ""), str):
+        raise ValueError("name is a text")
     version = result["version"]
-    if set(version) != {"major", "minor"} or not all(type(part) is int and part >= 0 for part in version.values()):
+    if (
+        not isinstance(version, dict)
+        or set(version) != {"major", "minor"}
+        or not all(type(part) is int and part >= 0 for part in version.values())
+    ):
         raise ValueError("version holds major and minor, both integers from 0 on")
     for number, point in enumerate(result["points"]):
         if not isinstance(point, dict) or not {"name", "point", "probability"} <= set(point):

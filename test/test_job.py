@@ -1,5 +1,7 @@
+import copy
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,127 @@ def test_confidence_is_a_json_float_and_the_class_follows(probabilities):
         assert isinstance(entry["confidence"], float)
         assert entry["confidence"] == probability
         assert entry["class"] == ("atypical" if probability >= 0.5 else "normal")
+
+
+millimetres = st.floats(-0.0075, 10)
+
+
+@given(st.lists(st.tuples(millimetres, millimetres, st.floats(0, 1, width=32), st.booleans())), st.randoms())
+def test_a_detection_result_is_accepted_and_does_not_depend_on_the_order(rows, random):
+    def result(rows):
+        points, probabilities = np.array([row[:2] for row in rows]), np.array([row[2] for row in rows], np.float32)
+        return jobs.detection_result(points.reshape(-1, 2), probabilities, np.array([row[3] for row in rows], bool))
+
+    first = result(rows)
+    jobs.check_detection_result(first)
+    assert jobs.detection_warning(first) is None
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    probabilities = [point["probability"] for point in first["points"]]
+    assert probabilities == sorted((row[2] for row in rows), reverse=True)
+    random.shuffle(rows)
+    assert result(rows) == first
+
+
+def test_a_detection_result_by_hand():
+    assert jobs.detection_result([(0.11, 0.037), (0.146, 0.158)], [0.25, 0.75], [False, True]) == {
+        "name": "Points of interest",
+        "type": "Multiple points",
+        "points": [
+            {"name": "mitotic figure", "point": [0.146, 0.158, 0], "probability": 0.75},
+            {"name": "non-mitotic figure", "point": [0.11, 0.037, 0], "probability": 0.25},
+        ],
+        "version": {"major": 1, "minor": 0},
+    }
+    assert jobs.detection_result([], [], [])["points"] == []
+
+
+DETECTIONS = jobs.detection_result([(0.1, 0.2), (0.3, 0.4)], [0.9, 0.1], [True, False])
+ABSENT = object()
+
+
+def detections_with(*keys, value):
+    """`DETECTIONS` with the entry under `keys` set to a value, or taken out."""
+    result = copy.deepcopy(DETECTIONS)
+    inner = result
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is ABSENT:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["type"], ABSENT),
+        (["points"], ABSENT),
+        (["version"], ABSENT),
+        (["model"], "of ours"),
+        (["name"], None),
+        (["type"], "Mulitple points"),
+        (["points"], None),
+        (["points", 1], [0.1, 0.2, 0]),
+        (["points", 1, "name"], ABSENT),
+        (["points", 1, "point"], ABSENT),
+        (["points", 1, "probability"], ABSENT),
+        (["points", 1, "subtype"], "atypical"),
+        (["points", 1, "type"], "Points"),
+        (["points", 1, "name"], "non mitotic figure"),
+        (["points", 1, "point"], [0.1, 0.2]),
+        (["points", 1, "point"], [0.1, 0.2, 0, 0]),
+        (["points", 1, "point"], (0.1, 0.2, 0)),
+        (["points", 1, "point", 0], float("nan")),
+        (["points", 1, "point", 1], float("inf")),
+        (["points", 1, "point", 2], None),
+        (["points", 1, "point", 0], "0.1"),
+        (["points", 1, "point", 0], np.float32(0.1)),
+        (["points", 1, "probability"], 1.0000001),
+        (["points", 1, "probability"], -1e-9),
+        (["points", 1, "probability"], float("nan")),
+        (["points", 1, "probability"], None),
+        (["points", 1, "probability"], True),
+        (["version"], None),
+        (["version", "minor"], ABSENT),
+        (["version", "patch"], 0),
+        (["version", "major"], -1),
+        (["version", "major"], 1.0),
+    ],
+)
+def test_what_the_platform_or_the_evaluation_refuses(keys, value):
+    said = r"points\[1\]" if keys[:2] == ["points", 1] else f"{keys[0]}|nothing else"
+    with pytest.raises(ValueError, match=said):
+        jobs.check_detection_result(detections_with(*keys, value=value))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["name"], ABSENT),
+        (["points"], []),
+        (["points", 1, "type"], "Point"),
+        (["points", 1, "probability"], 0),
+        (["points", 1, "probability"], 1),
+        (["version", "minor"], 7),
+    ],
+)
+def test_what_the_platform_and_the_evaluation_accept(keys, value):
+    jobs.check_detection_result(detections_with(*keys, value=value))
+
+
+def test_a_bad_result_is_not_a_result():
+    for shape in ([], None, "points"):
+        with pytest.raises(ValueError, match="required"):
+            jobs.check_detection_result(shape)
+
+
+def test_coordinates_that_only_the_challenge_refuses_are_a_warning():
+    result = jobs.detection_result([(10, -0.0075), (10.001, 1), (1, -0.0076), (12, 12)], [0.5] * 4, [True] * 4)
+    jobs.check_detection_result(result)
+    warning = jobs.detection_warning(result)
+    assert warning.startswith("3 of 4 points lie outside -0.0075 to 10 mm")
+    assert "\n" not in warning
 
 
 def test_nothing_half_written(tmp_path):

@@ -36,7 +36,7 @@ SEED = 0
 FIGURE_COLUMNS = ["image", "x", "y", "x0", "y0", "x1", "y1", "label", "case", "um_per_px"]
 
 
-def cut(images, figures, folder, out, negatives=None):
+def cut(images, figures, folder, out, negatives, um_per_px):
     """Cut tiles out of labelled images and write OUT/images.csv, OUT/figures.csv and OUT/images/.
 
     A label belongs to each tile that holds its centre; its box may reach beyond the tile. A tile that a box only
@@ -48,6 +48,7 @@ def cut(images, figures, folder, out, negatives=None):
         folder: where the images are; `image` is relative to it.
         out: the folder to write, new or of a killed run with the same arguments.
         negatives: tiles without figures an image; as many as it has with, and at least four, if None.
+        um_per_px: of images that do not tell theirs.
 
     Raises:
         UserError: an image is missing, cannot be read or has another size than the labels are for; `out` holds
@@ -59,7 +60,15 @@ def cut(images, figures, folder, out, negatives=None):
     stems = images.image.map(lambda name: Path(name).stem)
     if stems.duplicated().any():
         raise UserError(f"{stems[stems.duplicated()].iloc[0]}: two images of this name; tiles are named after them")
-    _begin(out, images, figures, negatives)
+    settings = {
+        "negatives": negatives,
+        "least_negatives": LEAST_NEGATIVES,
+        "um_per_px_if_untold": um_per_px,
+        "tile": TILE,
+        "overlap": OVERLAP,
+        "seed": SEED,
+    }
+    _begin(out, images, figures, settings)
     parts = out / "unfinished"
     if not (out / "images.csv").exists():
         by_image = dict(list(figures.groupby("image")))
@@ -67,9 +76,11 @@ def cut(images, figures, folder, out, negatives=None):
         for row in tqdm(images.to_dict("records"), "images", disable=None):
             part = parts / f"{Path(row['image']).stem}.json"
             if not part.exists():
-                write_result(part, _cut_image(row, by_image.get(row["image"], figures[:0]), folder, out, negatives))
+                write_result(part, _cut_image(row, by_image.get(row["image"], figures[:0]), folder, out, settings))
             done.append(json.loads(part.read_text(encoding="utf-8")))
         tables = {name: [row for part in done for row in part[name]] for name in ("images", "figures")}
+        if not tables["images"]:
+            raise UserError(f"{folder}: no label and no tissue in any image; nothing to train on")
         _write_whole(out / "figures.csv", pd.DataFrame(tables["figures"], columns=FIGURE_COLUMNS).to_csv, index=False)
         _write_whole(out / "images.csv", pd.DataFrame(tables["images"]).to_csv, index=False)
     shutil.rmtree(parts, ignore_errors=True)
@@ -80,21 +91,14 @@ def cut(images, figures, folder, out, negatives=None):
     )
 
 
-def _begin(out, images, figures, negatives):
+def _begin(out, images, figures, settings):
     """Make the folder, or make sure that it is one of the same run."""
     labels = images.to_csv(index=False) + figures.to_csv(index=False)
-    settings = {
-        "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
-        "negatives": negatives,
-        "least_negatives": LEAST_NEGATIVES,
-        "tile": TILE,
-        "overlap": OVERLAP,
-        "seed": SEED,
-    }
+    settings = settings | {"labels_sha256": hashlib.sha256(labels.encode()).hexdigest()}
     record = out / "prepared.json"
     if record.exists():
         if json.loads(record.read_text(encoding="utf-8")) != settings:
-            raise UserError(f"{out}: begun with other labels or another --negatives; give another --out")
+            raise UserError(f"{out}: begun with other labels, --negatives or --mpp; give another --out")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; give another --out")
     try:
@@ -105,15 +109,17 @@ def _begin(out, images, figures, negatives):
     write_result(record, settings)
 
 
-def _cut_image(row, figures, folder, out, negatives):
+def _cut_image(row, figures, folder, out, settings):
     """Write an image's tiles; its rows of both tables."""
     path = folder / row["image"]
     table = {"images": [], "figures": []}
     known = {name: value for name, value in row.items() if name not in ("image", "width", "height")}
-    with open_slide(path, _warn) as slide:
+    with open_slide(path, _warn, default_um_per_px=settings["um_per_px_if_untold"]) as slide:
         spacing = round(float(np.mean(slide.um_per_px)), 6)
         with_labels, free = _sort_tiles(slide.size, _labels_inside(slide.size, row, figures, path))
-        wanted = max(len(with_labels), LEAST_NEGATIVES) if negatives is None else negatives
+        wanted = settings["negatives"]
+        if wanted is None:
+            wanted = max(len(with_labels), LEAST_NEGATIVES)
         tiles = _read_tiles(slide, with_labels, free, wanted, path.stem)
         for x, y, pixels, labels in tqdm(tiles, path.stem, len(with_labels) + wanted, leave=False, disable=None):
             name = f"images/{path.stem}_{x:06}_{y:06}.jpg"
@@ -122,8 +128,8 @@ def _cut_image(row, figures, folder, out, negatives):
             place = {"um_per_px": spacing, "source_image": row["image"], "source_x": x, "source_y": y}
             table["images"].append({"image": name, "width": TILE, "height": TILE} | known | place)
             labels = labels.assign(image=name, case=row["case"], um_per_px=spacing)
-            labels[["x", "x0", "x1"]] -= x
-            labels[["y", "y0", "y1"]] -= y
+            labels[["x", "x0", "x1"]] = (labels[["x", "x0", "x1"]] - x).round(2)
+            labels[["y", "y0", "y1"]] = (labels[["y", "y0", "y1"]] - y).round(2)
             table["figures"] += labels[FIGURE_COLUMNS].to_dict("records")
     return table
 
@@ -138,7 +144,7 @@ def _labels_inside(size, row, figures, path):
         )
     inside = (figures.x >= 0) & (figures.x < width) & (figures.y >= 0) & (figures.y < height)
     if not inside.all():
-        _warn(f"{path}: {(~inside).sum()} labels lie outside the image and are left out")
+        _warn(f"{path}: labels outside the image, left out: {(~inside).sum()}")
     return figures[inside]
 
 

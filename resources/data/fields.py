@@ -77,7 +77,8 @@ def read_fields(selections):
 
 
 def _read_tables(folder):
-    path = next((folder / name for name in ("images.csv", "regions.csv", "labels.csv") if (folder / name).exists()), None)
+    paths = [folder / name for name in ("images.csv", "regions.csv", "labels.csv")]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise UserError(f"{folder}: no images.csv; make it with resources/data/prepare.py")
     try:

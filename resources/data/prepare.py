@@ -27,9 +27,6 @@ import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from midog.errors import UserError, exit_code  # noqa: E402
-from resources.data.coco import read_coco  # noqa: E402
-from resources.data.cut import cut  # noqa: E402
-from resources.data.slide_runner import read_slide_runner  # noqa: E402
 
 CLASSES = {"NMF": 0, "AMF": 1}
 MIDOG25_COLUMNS = ("image_id", "filename", "coordinateX", "coordinateY", "Tumor", "majority")
@@ -92,19 +89,35 @@ def midog25(arguments):
 
 
 def midogpp(arguments):
-    """Cut MIDOG++'s regions into tiles."""
-    cut(*read_coco(arguments.json), arguments.images, arguments.out, arguments.negatives)
+    """Cut MIDOG++'s regions into tiles. Imports here: Track 2's table needs no reader of slides."""
+    from resources.data.coco import read_coco
+    from resources.data.cut import cut
+
+    images, figures = read_coco(arguments.json)
+    cut(images, figures, arguments.images, arguments.out, arguments.negatives, arguments.mpp)
 
 
 def slide_runner(arguments):
     """Cut the whole slides of a SlideRunner database into tiles."""
-    cut(*read_slide_runner(arguments.database), arguments.slides, arguments.out, arguments.negatives)
+    from resources.data.cut import cut
+    from resources.data.slide_runner import read_slide_runner
+
+    images, figures = read_slide_runner(arguments.database)
+    cut(images, figures, arguments.slides, arguments.out, arguments.negatives, arguments.mpp)
 
 
 def count(text):
     """A whole number, 0 or more, from the command line."""
     number = int(text)
     if number < 0:
+        raise ValueError
+    return number
+
+
+def spacing(text):
+    """A positive number of um per pixel from the command line."""
+    number = float(text)
+    if not 0 < number < 10:
         raise ValueError
     return number
 
@@ -132,6 +145,9 @@ def main(argv=None):
             type=count,
             metavar="N",
             help="tiles without figures an image; default: as many as with figures, and at least 4",
+        )
+        tiles.add_argument(
+            "--mpp", type=spacing, default=0.25, metavar="F", help="um per pixel where the image does not tell"
         )
     arguments = parser.parse_args(argv)
     return exit_code(arguments.prepare, arguments)

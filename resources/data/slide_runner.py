@@ -20,6 +20,9 @@ from resources.data.class_names import BACKGROUND, MITOTIC, UNCLEAR, meaning
 POLYGON = 3  # of Annotations.type: outlines of tumor and regions, no cells
 HALF_BOX_PX = 25  # the data sets' own COCO files draw 50 px squares around the points
 
+SLIDES = """
+SELECT filename AS image, COALESCE(width, 0) AS width, COALESCE(height, 0) AS height FROM Slides ORDER BY uid
+"""
 CELLS = """
 SELECT Slides.filename AS image, Classes.name AS class,
        MIN(coordinateX) AS x0, MIN(coordinateY) AS y0, MAX(coordinateX) AS x1, MAX(coordinateY) AS y1
@@ -40,7 +43,7 @@ def read_slide_runner(path):
         path: the SQLite file.
 
     Returns:
-        images: DataFrame (image, width, height, case), one row a slide; width and height as the database has them.
+        images: DataFrame (image, width, height, case), one row a slide; width and height 0 where it has none.
         figures: DataFrame (image, x, y, x0, y0, x1, y1, label), one row a cell, in level-0 px; label is one of
             `fields.CLASSES`, or UNCLEAR for cells without an agreed class. Cells of other kinds are left out.
 
@@ -53,7 +56,7 @@ def read_slide_runner(path):
         with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as database:
             columns = pd.read_sql("PRAGMA table_info(Annotations)", database).name.to_list()
             kept = "COALESCE(Annotations.deleted, 0) = 0" if "deleted" in columns else "TRUE"
-            images = pd.read_sql("SELECT filename AS image, width, height FROM Slides ORDER BY uid", database)
+            images = pd.read_sql(SLIDES, database)
             figures = pd.read_sql(CELLS.format(polygon=POLYGON, kept=kept), database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise UserError(f"{path}: not a database of SlideRunner ({error}); download it again") from None

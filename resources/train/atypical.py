@@ -39,7 +39,9 @@ from resources.train.common import (  # noqa: E402
     cosine_with_warmup,
     distributed,
     load_checkpoint,
+    prepare_out,
     save_checkpoint,
+    save_weights,
     seed_everything,
     write_rows,
 )
@@ -368,8 +370,6 @@ def predict(network, plan, views, crops, rows, device):
 
 def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
     """Train one fold unless its weights are there; returns when they are a file."""
-    from safetensors.torch import save_file
-
     folder = arguments.out / f"fold{fold}"
     if (folder / "weights.safetensors").exists():
         return
@@ -379,10 +379,7 @@ def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
     trainer.resume()
     weights = trainer.run()
     if rank == 0:
-        stored = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-        part = folder / "weights.part"
-        save_file({key: value.contiguous() for key, value in stored.items()}, part)
-        part.replace(folder / "weights.safetensors")
+        save_weights(weights, folder / "weights.safetensors")
         (folder / "checkpoint.pt").unlink()
 
 
@@ -401,22 +398,6 @@ def predict_held_out(plan, crops, numbers, fold, out, device):
     table.to_csv(path, index=False)
 
 
-def prepare_out(arguments, plan):
-    """Make OUT, or refuse to mix it with another run's."""
-    import yaml
-
-    recipe_path = arguments.out / "recipe.yaml"
-    said = yaml.safe_dump({"data": arguments.data, "limit": arguments.limit, "plan": asdict(plan)}, sort_keys=False)
-    if recipe_path.exists():
-        if not arguments.resume:
-            raise UserError(f"{arguments.out}: holds a run already; give --resume, or another --out")
-        if recipe_path.read_text() != said:
-            raise UserError(f"{recipe_path}: was another recipe or other data; give another --out")
-    else:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        recipe_path.write_text(said)
-
-
 def run(arguments):
     from resources.train.atypical_report import report_and_export
 
@@ -433,7 +414,8 @@ def run(arguments):
         device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if rank == 0:
-        prepare_out(arguments, plan)
+        said = {"data": arguments.data, "limit": arguments.limit, "plan": asdict(plan)}
+        prepare_out(arguments.out, arguments.resume, said)
     if world > 1:
         torch.distributed.barrier()
     crops = read_crops(arguments.data, arguments.limit)

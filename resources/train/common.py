@@ -1,7 +1,8 @@
-"""What every training script here shares: arguments, seeds, schedule, averaged weights, checkpoints, the log."""
+"""What every training script here shares: seeds, schedule, averaged weights, checkpoints, the log, the export."""
 
 import copy
 import csv
+import hashlib
 import math
 import os
 import zlib
@@ -80,3 +81,50 @@ def distributed():
 
     group.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return group.get_rank(), world
+
+
+def prepare_out(out, resume, said):
+    """Make OUT and note in recipe.yaml what its run is, or refuse to mix it with another run's.
+
+    Args:
+        out: the folder.
+        resume: --resume.
+        said: mapping of everything that the run depends on.
+    """
+    import yaml
+
+    path = out / "recipe.yaml"
+    text = yaml.safe_dump(said, sort_keys=False)
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return
+    if not resume:
+        raise UserError(f"{out}: holds a run already; give --resume, or another --out")
+    if path.read_text() != text:
+        raise UserError(f"{path}: was another recipe or other data; give another --out")
+
+
+def save_weights(weights, path):
+    """Write a state dict as fp16 safetensors, whole or not at all; returns the file's sha256."""
+    from safetensors.torch import save_file
+
+    stored = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    part = Path(f"{path}.part")
+    save_file({key: value.cpu().contiguous() for key, value in stored.items()}, part)
+    part.chmod(0o644)
+    part.replace(path)
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_model(folder, values):
+    """Write model.yaml, whole or not at all, and prove that it loads."""
+    import yaml
+
+    from midog.system import load_system
+
+    part = folder / "model.yaml.part"
+    part.write_text(yaml.safe_dump(values, sort_keys=False))
+    part.replace(folder / "model.yaml")
+    load_system(folder)

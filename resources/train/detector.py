@@ -8,11 +8,13 @@ is the export: a system of the detector alone.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+FINISHED = "finished"
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
@@ -21,6 +23,7 @@ from midog.errors import UserError, exit_code  # noqa: E402
 from midog.system import parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import read_fields  # noqa: E402
+from resources.train.common import prepare_out, save_weights, write_model  # noqa: E402
 from resources.train.tiles import TileAugmentation, TileDataset  # noqa: E402
 
 
@@ -86,8 +89,11 @@ def read_detector_plan(name):
     return values, parse(DetectorPlan, detector, f"{path}: detector")
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+DATA_ARGUMENTS = ("data", "crops", "validation")
+
+
+def add_data_arguments(parser):
+    """What the trainings of both stages take."""
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR[:CASE,CASE]", help="labelled fields")
     parser.add_argument("--crops", nargs="*", default=[], metavar="DIR", help="crops with a figure in the middle")
     parser.add_argument("--validation", nargs="+", required=True, metavar="DIR[:CASE]", help="labelled fields")
@@ -95,7 +101,17 @@ def parse_arguments(argv):
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="checkpoints, curves, export")
     parser.add_argument("--resume", action="store_true", help="go on where OUT was left")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
-    parser.add_argument("--device", default="", metavar="NAME", help="cpu, 0, or 0,1 (a GPU where there is one)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, or cuda (a GPU where there is one)")
+
+
+def names_of(arguments):
+    """The names of the sets that a run learnt from, with their cases."""
+    return [Path(str(each)).name for each in (*arguments.data, *arguments.crops)]
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_data_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -127,7 +143,7 @@ def overrides(plan, arguments):
         "deterministic": False,
         "save_dir": str(arguments.out.resolve()),
         "exist_ok": True,
-        "device": arguments.device,
+        "device": {None: "", "cuda": "0"}.get(arguments.device, arguments.device),
         "workers": 8,
         "plots": False,
     }
@@ -138,13 +154,13 @@ def overrides(plan, arguments):
 
 
 def train(arguments):
-    import os
-
     os.environ["YOLO_VERBOSE"] = "False"
     from resources.train.yolo_trainer import YOLO11Trainer
 
     values, plan = read_detector_plan(arguments.system)
     recipe = plan.training
+    said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
+    prepare_out(arguments.out, arguments.resume, said | {"plan": asdict(plan), "seed": arguments.seed})
     fields = read_fields(arguments.data)
     validation = read_fields(arguments.validation)
     crops = np.zeros((0, 128, 128, 3), np.uint8)
@@ -160,8 +176,38 @@ def train(arguments):
     dataset = TileDataset(
         fields, crops, recipe.tile, recipe.tiles_an_epoch, recipe.shares, recipe.augmentation, settings["seed"]
     )
-    YOLO11Trainer(plan, dataset, validation, settings).train()
-    export(arguments, values, plan)
+    trainer = YOLO11Trainer(plan, dataset, validation, settings)
+    if not (arguments.out / FINISHED).exists():
+        trainer.train()
+        (arguments.out / FINISHED).touch()
+    export(arguments, values, plan, *trainer.best_network())
+
+
+def export(arguments, values, plan, network, curve):
+    """Write OUT/model/<system>/: a system of the detector alone, .5 its best threshold on the validation fields."""
+    folder = arguments.out / "model" / values["system"]
+    folder.mkdir(parents=True, exist_ok=True)
+    sha256 = save_weights(network.state_dict(), folder / "detector.safetensors")
+    shift = -float(np.log(curve["threshold"] / (1 - curve["threshold"])))
+    detector = {name: value for name, value in asdict(plan).items() if name != "training"}
+    detector |= {"context_um": 0.0, "weights": "detector.safetensors", "sha256": sha256}
+    detector["calibration"] = {"scale": 1.0, "shift": round(shift, 4)}
+    metrics = {f"validation_{name}": round(value, 4) for name, value in curve.items()}
+    write_model(
+        folder,
+        {
+            "system": values["system"],
+            "version": values["version"],
+            "track": 1,
+            "views": 1,
+            "data": names_of(arguments),
+            "detector": detector,
+            "members": [],
+            "training": {"detector": asdict(plan.training)},
+            "metrics": metrics,
+        },
+    )
+    print(f"validation {curve}; export {folder}", flush=True)
 
 
 def main(argv=None):

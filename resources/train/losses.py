@@ -1,5 +1,6 @@
 """The training losses."""
 
+import torch
 import torch.nn.functional as F
 
 
@@ -30,3 +31,40 @@ def mask_loss(logits, masks, masked):
     targets = F.interpolate(masks, size=logits.shape[2:], mode="area")
     per_crop = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(dim=(1, 2, 3))
     return (per_crop * masked).sum() / masked.sum().clamp_min(1)
+
+
+def focal_loss(logits, targets, gamma, alpha_positive, alpha_negative):
+    """Focal loss of one logit (Xiao et al. 2025, equation 2).
+
+    Args:
+        logits: float (N,).
+        targets: float (N,) in [0, 1]; between 0 and 1 where crops were mixed.
+        gamma: focusing parameter.
+        alpha_positive, alpha_negative: weight of each class.
+    """
+    logits = logits.float()
+    positive = alpha_positive * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits)
+    negative = alpha_negative * torch.sigmoid(logits) ** gamma * F.logsigmoid(-logits)
+    return -(targets * positive + (1 - targets) * negative).mean()
+
+
+def contrastive_loss(features, labels, temperature):
+    """Supervised contrastive loss with one partner a row (Xiao et al. 2025, equation 3).
+
+    The partner is drawn from the rows of the same class. A row is left out of its own sum, because its similarity
+    to itself, always 1, would hide the rest; rows without a partner do not count.
+
+    Args:
+        features: float (N, D).
+        labels: int (N,).
+        temperature: T.
+    """
+    features = F.normalize(features.float(), dim=1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similarity = (features @ features.T / temperature).masked_fill(itself, -torch.inf)
+    partners = (labels[:, None] == labels[None]) & ~itself
+    rows = partners.any(1)
+    if not rows.any():
+        return features.sum() * 0
+    partner = torch.multinomial(partners[rows].float(), 1)
+    return -similarity.log_softmax(1)[rows].gather(1, partner).mean()

@@ -1,6 +1,5 @@
 """YOLO11's training: Ultralytics' own trainer and graph, with our blocks, our data and our validation."""
 
-import contextlib
 import os
 
 os.environ.setdefault("YOLO_OFFLINE", "1")
@@ -80,10 +79,8 @@ class FieldValidator:
             return {}
         network = inference_network(trainer.ema.ema)
         found = [detect_field(network, field, self.settings) for field in tqdm(self.fields, "validation", disable=None)]
-        curve = precision_recall(self.fields, [(boxes, scores) for boxes, scores in found])
-        return dict(zip(self.keys, (curve["average_precision"], curve["f1"], curve["threshold"]), strict=True)) | {
-            "fitness": curve["average_precision"]
-        }
+        curve = precision_recall(self.fields, found)
+        return {f"validation/{name}": value for name, value in curve.items()} | {"fitness": curve["average_precision"]}
 
 
 def detect_field(network, field, settings):
@@ -110,15 +107,12 @@ def precision_recall(fields, found):
         order = np.argsort(-score, kind="stable")
         centres = (boxes[order, :2] + boxes[order, 2:]) / 2
         # Each detection in falling order of score takes the nearest figure that is left.
-        hit = np.zeros(len(order), bool)
-        taken = match(centres, field.figures, MATCH_UM / field.um_per_px[0])
-        hit[:] = np.asarray(taken) >= 0
         scores.append(score[order])
-        hits.append(hit)
+        hits.append(match(centres, field.figures, MATCH_UM / field.um_per_px[0]) >= 0)
         truths += len(field.figures)
     scores, hits = np.concatenate(scores), np.concatenate(hits)
     if not len(scores) or not truths:
-        return {"average_precision": 0.0, "f1": 0.0, "threshold": 1.0}
+        return {"average_precision": 0.0, "f1": 0.0, "threshold": 0.5}
     order = np.argsort(-scores, kind="stable")
     scores, true = scores[order], np.cumsum(hits[order])
     precision, recall = true / np.arange(1, len(order) + 1), true / truths
@@ -186,5 +180,13 @@ class YOLO11Trainer(DetectionTrainer):
         """Nothing: tiles are drawn as the training goes."""
 
     def plot_training_samples(self, batch, ni):
-        with contextlib.suppress(Exception):
-            super().plot_training_samples(batch | {"im_file": batch["im_file"]}, ni)
+        """Nothing, see above."""
+
+    def best_network(self):
+        """The plain network with the best validation's weights, and that validation's curve."""
+        from ultralytics.nn.tasks import load_checkpoint
+
+        model, _ = load_checkpoint(self.best)
+        network = inference_network(model.float())
+        found = [detect_field(network, field, self.plan) for field in self.validation]
+        return network, precision_recall(self.validation, found)
