@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the default system on the committed sample job, or on one stack: ./run.sh [FILE [OUT_DIR]]
+# Run the default systems on the committed sample jobs, or on one region, slide or stack: ./run.sh [FILE [OUT_DIR]]
 set -euo pipefail
 here="$(dirname "$(readlink -f "$0")")"
 file="${1:+$(readlink -f "$1")}"
@@ -7,10 +7,12 @@ out="$(readlink -m "${2:-$here/output/${1:+$(basename "${1%.*}")}}")"
 cd "$here"
 source ./environment.sh
 
-if [ -z "$file" ]; then
-  out="$here/output/sample"
-  python inference.py --input test/input/track2 --output "$out"
-  python -m midog report test/input/track2/images/*/*.tif "$out/multiple-mitotic-figure-classification.json" --out "$out"
-else
+if [ -n "$file" ]; then
   python -m midog predict "$file" --out "$out"
+  exit
 fi
+for job in test/input/track1 test/input/track2; do
+  out="$here/output/sample/$(basename "$job")"
+  python inference.py --input "$job" --output "$out"
+  python -m midog report "$job"/images/*/* "$out"/*.json --out "$out"
+done

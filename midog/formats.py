@@ -205,6 +205,9 @@ def open_tiff(path):
 
 
 def _check_tiff(path, page):
+    numbers = page.imagewidth, page.imagelength, page.samplesperpixel, page.bitspersample, page.rowsperstrip
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError("a tag that is one number has several")
     if page.dtype is None or page.dtype.kind not in "ub" or page.bitspersample > 16:
         raise refused(path, f"pixels of type {page.dtype}, 8- or 16-bit unsigned expected")
     ycbcr = page.photometric == YCBCR and page.compression not in JPEG or page.compression == APERIO_YCBCR
@@ -398,7 +401,7 @@ class OpenSlideLevel:
                 f"{self._path}: the pixels from x {x}, y {y} on cannot be decoded ({brief(error)}); "
                 "the file is damaged, copy it again"
             ) from error
-        if region.getextrema()[3][0] < 255:  # places that were not scanned
+        if region.getchannel("A").getextrema()[0] < 255:  # places that were not scanned
             below = PIL.Image.new("RGBA", region.size, self._background)
             region = PIL.Image.alpha_composite(below, region)
         return np.ascontiguousarray(np.asarray(region)[..., :3])

@@ -3,6 +3,7 @@ import io
 import random
 import struct
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -162,6 +163,14 @@ def test_ome_tiff_of_three_grey_pages(tmp_path, picture):
         np.testing.assert_array_equal(whole(slide), picture)
 
 
+def test_one_thread_may_read_ahead(tmp_path, picture):
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", compression="lzw", tile=(16, 16), **TAGS)
+    with opened(tmp_path / "a.tif")[0] as slide, ThreadPoolExecutor(2) as pool:
+        places = [(x, y) for y in range(0, 170, 20) for x in range(0, 260, 20)]
+        for (x, y), got in zip(places, pool.map(lambda place: slide.read(*place, 40, 40), places), strict=True):
+            np.testing.assert_array_equal(got, picture[y : y + 40, x : x + 40])
+
+
 # --- spacing and physical points ----------------------------------------------
 
 
@@ -187,6 +196,8 @@ def test_spacing_of_a_tiff(tmp_path, picture, tags, wanted, warnings):
     assert all("a.tif" in line and "--mpp" in line for line in got)
     slide, got = opened(path, um_per_px=0.4)
     assert (slide.um_per_px, got) == ((0.4, 0.4), [])
+    with pytest.raises(UserError, match="--mpp 250 "):
+        opened(path, um_per_px=250)
 
 
 def test_points_are_where_simpleitk_has_them(tmp_path, picture):

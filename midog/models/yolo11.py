@@ -92,7 +92,11 @@ class C3k2(nn.Module):
 
 
 class SPPF(nn.Module):
-    """Three 5x5 max-pools in a chain. `act` is the SiLU of the first 1x1: on in Ultralytics 8.3, off in 8.4."""
+    """Three 5x5 max-pools in a chain.
+
+    `act` is the SiLU of the first 1x1. YOLO11 has it; Ultralytics 8.4 makes the block without, and puts it back only
+    where it builds YOLO11 from its own YAML.
+    """
 
     def __init__(self, channels, act):
         super().__init__()
@@ -160,8 +164,8 @@ class DistanceExpectation(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(BINS, 1, 1, bias=False).requires_grad_(False)
-        self.conv.weight.data = torch.arange(BINS, dtype=torch.float32, device="cpu").view(1, BINS, 1, 1)
+        self.conv = nn.Conv2d(BINS, 1, 1, bias=False)
+        self.conv.weight = nn.Parameter(torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1), False)
 
     def forward(self, x):
         n, _, points = x.shape
@@ -228,7 +232,7 @@ class YOLO11(nn.Module):
     Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes (N, 4, P) px, logits (N, classes, P).
     """
 
-    def __init__(self, scale, classes=1, lsconv=(), ema=False, sppf_act=False):
+    def __init__(self, scale, classes=1, lsconv=(), ema=False, sppf_act=True):
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")

@@ -1,10 +1,12 @@
-"""A procedural stack of H&E-like crops, so that tests and the sample job need nobody's images.
+"""A procedural stack of H&E-like crops and a region, so that tests and the sample jobs need nobody's images.
 
-    python resources/data/synthetic.py --out test/input/track2
+    python resources/data/synthetic.py --track 1 --out test/input/track1
+    python resources/data/synthetic.py --track 2 --out test/input/track2
 
 The figures are drawn as optical densities of haematoxylin and eosin: a plate,
 a ring, an anaphase, and the atypical kinds with three poles or a lagging
-chromosome, among interphase nuclei. They look the part; they are no data.
+chromosome, among interphase nuclei. The region adds stroma, lymphocytes,
+pyknotic nuclei that look alike, and glass. They look the part; they are no data.
 """
 
 import argparse
@@ -13,26 +15,31 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial import KDTree
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 128
+REGION_SIZE = 1600, 1200
 UM_PER_PX = 0.25
 # Optical density of haematoxylin and eosin in R, G, B (Ruifrok and Johnston 2001).
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 KINDS = ("plate", "ring", "anaphase", "tripolar", "lagging")
 ATYPICAL = ("tripolar", "lagging")
+REGION_FIGURES = (*KINDS, "plate", "anaphase", "plate")
+REGION_LOOK_ALIKES = 10
+TUMOUR_STEP, STROMA_STEP = 50, 74  # px between neighbouring nuclei, on average
 
 
-def noise(generator, sigma):
-    """Smooth noise (SIDE, SIDE) with mean 0 and deviation 1."""
-    field = gaussian_filter(generator.standard_normal((SIDE, SIDE)), sigma, mode="wrap")
+def noise(generator, sigma, shape=(SIDE, SIDE)):
+    """Smooth noise with mean 0 and deviation 1."""
+    field = gaussian_filter(generator.standard_normal(shape), sigma, mode="wrap")
     return field / field.std()
 
 
-def rotated_coordinates(generator, centre):
+def rotated_coordinates(generator, centre, largest_angle=2 * np.pi):
     y, x = np.mgrid[:SIDE, :SIDE] - np.array(centre)[:, None, None]
-    angle = generator.uniform(0, 2 * np.pi)
+    angle = generator.uniform(0, largest_angle)
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
@@ -67,26 +74,40 @@ def chromosomes(generator, kind):
     return np.maximum(plates, bar(u - generator.uniform(-6, 6), v, 2.5, generator.uniform(6, 9)))
 
 
+def interphase_nucleus(generator, centre):
+    """Haematoxylin (SIDE, SIDE) of a nucleus that does not divide."""
+    u, v = rotated_coordinates(generator, centre)
+    radius = generator.uniform(10, 16)
+    nucleus = soft(np.hypot(u / generator.uniform(1, 1.4), v) - radius + noise(generator, 5), 1)
+    return nucleus * (0.45 + 0.12 * noise(generator, 2))
+
+
+def draw_dividing_cell(generator, kind, haematoxylin, eosin):
+    """Draw a mitotic figure into the middle of two densities (SIDE, SIDE)."""
+    u, v = rotated_coordinates(generator, (SIDE / 2, SIDE / 2))
+    cytoplasm = soft(np.hypot(u, v) - 27, 2)  # a dividing cell rounds up and clears
+    haematoxylin *= 1 - 0.7 * cytoplasm
+    eosin *= 1 - 0.3 * cytoplasm
+    haematoxylin += chromosomes(generator, kind) * (1.25 + 0.15 * noise(generator, 1))
+
+
+def rendered(generator, haematoxylin, eosin):
+    """Two densities (H, W) as a camera sees them: uint8 (H, W, 3)."""
+    density = np.stack([haematoxylin, eosin], -1).clip(0) @ STAINS
+    light = np.stack([gaussian_filter(np.exp(-density[..., channel]), 0.7) for channel in range(3)], -1)
+    light += generator.normal(0, 0.008, light.shape)
+    return (light.clip(0, 1) * 250).round().astype(np.uint8)
+
+
 def crop(generator, kind):
     """One crop: uint8 (128, 128, 3)."""
     haematoxylin = 0.10 + 0.03 * noise(generator, 3)
     eosin = 0.35 + 0.08 * noise(generator, 6) + 0.05 * noise(generator, 1.5)
     for _ in range(generator.integers(5, 9)):
         angle, distance = generator.uniform(0, 2 * np.pi), generator.uniform(38, 75)
-        centre = SIDE / 2 + distance * np.array([np.sin(angle), np.cos(angle)])
-        u, v = rotated_coordinates(generator, centre)
-        radius = generator.uniform(10, 16)
-        nucleus = soft(np.hypot(u / generator.uniform(1, 1.4), v) - radius + noise(generator, 5), 1)
-        haematoxylin += nucleus * (0.45 + 0.12 * noise(generator, 2))
-    u, v = rotated_coordinates(generator, (SIDE / 2, SIDE / 2))
-    cytoplasm = soft(np.hypot(u, v) - 27, 2)  # a dividing cell rounds up and clears
-    haematoxylin = haematoxylin * (1 - 0.7 * cytoplasm)
-    eosin = eosin * (1 - 0.3 * cytoplasm)
-    haematoxylin += chromosomes(generator, kind) * (1.25 + 0.15 * noise(generator, 1))
-    density = np.stack([haematoxylin, eosin], -1).clip(0) @ STAINS
-    light = np.stack([gaussian_filter(np.exp(-density[..., channel]), 0.7) for channel in range(3)], -1)
-    light += generator.normal(0, 0.008, light.shape)
-    return (light.clip(0, 1) * 250).round().astype(np.uint8)
+        haematoxylin += interphase_nucleus(generator, SIDE / 2 + distance * np.array([np.sin(angle), np.cos(angle)]))
+    draw_dividing_cell(generator, kind, haematoxylin, eosin)
+    return rendered(generator, haematoxylin, eosin)
 
 
 def stack(pages, seed):
@@ -94,6 +115,89 @@ def stack(pages, seed):
     generator = np.random.default_rng(seed)
     kinds = [KINDS[number % len(KINDS)] for number in range(pages)]
     return np.stack([crop(generator, kind) for kind in kinds]), kinds
+
+
+def window(x, y):
+    """Slices of the (SIDE, SIDE) around a place of the region, in layers with a border of half a window."""
+    return slice(y, y + SIDE), slice(x, x + SIDE)
+
+
+def jittered_grid(generator, step, shape):
+    """Places (N, 2) as x, y, about `step` px apart."""
+    height, width = shape
+    y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    places = np.stack([x.ravel(), y.ravel()], -1) + generator.uniform(-0.36, 0.36, (x.size, 2)) * step
+    return places.round().astype(int).clip(0, (width - 1, height - 1))
+
+
+def places_apart(generator, count, allowed, distance):
+    """`count` places (N, 2) as x, y where `allowed` (H, W) is set, at least `distance` px from each other."""
+    rows, columns = np.nonzero(allowed)
+    chosen = np.zeros((0, 2), int)
+    while len(chosen) < count:
+        number = generator.integers(len(rows))
+        place = np.array([columns[number], rows[number]])
+        if (np.hypot(*(chosen - place).T) >= distance).all():
+            chosen = np.vstack([chosen, place])
+    return chosen
+
+
+def draw_pyknotic_cell(generator, haematoxylin, eosin):
+    """Draw a shrunken, smooth and dark nucleus in red cytoplasm, which looks like a figure and is none."""
+    u, v = rotated_coordinates(generator, (SIDE / 2, SIDE / 2))
+    distance = np.hypot(u / generator.uniform(1, 1.25), v)
+    cytoplasm = soft(distance - 18 + 2 * noise(generator, 5), 2)
+    haematoxylin *= 1 - 0.6 * cytoplasm
+    eosin += 0.3 * cytoplasm
+    haematoxylin += 1.2 * soft(distance - generator.uniform(7, 10))
+
+
+def stroma_nucleus(generator):
+    """Haematoxylin (SIDE, SIDE) of a fibroblast along the fibres, or of a lymphocyte."""
+    u, v = rotated_coordinates(generator, (SIDE / 2, SIDE / 2), largest_angle=0.5)
+    if generator.random() < 0.25:
+        return soft(np.hypot(u, v) - generator.uniform(8, 10)) * (0.8 + 0.1 * noise(generator, 2))
+    spindle = np.hypot(u / generator.uniform(2.5, 4), v + u**2 / 150) - generator.uniform(4, 6)
+    return soft(spindle + 0.5 * noise(generator, 4)) * (0.6 + 0.1 * noise(generator, 2))
+
+
+def region(seed):
+    """A region with tumour, stroma and glass: uint8 (H, W, 3), and its figures' centres, int (N, 2) as x, y in px."""
+    generator = np.random.default_rng(seed)
+    width, height = REGION_SIZE
+    shape = height + SIDE, width + SIDE
+    inside = slice(SIDE // 2, -SIDE // 2), slice(SIDE // 2, -SIDE // 2)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    stroma = soft(0.75 - noise(generator, 90, shape) - 0.06 * noise(generator, 5, shape), 0.06)
+    tissue = soft(x - 0.9 * shape[1] + 45 * noise(generator, 60, shape) + 3 * noise(generator, 5, shape), 2)
+    fibres = gaussian_filter(generator.standard_normal(shape), (1.8, 45), mode="wrap")
+    bent = y + 40 * noise(generator, 110, shape) + 0.25 * x, x
+    fibres = map_coordinates(fibres / fibres.std(), bent, order=1, mode="grid-wrap")
+
+    nuclei = jittered_grid(generator, TUMOUR_STEP, (height, width))
+    gaps, _ = KDTree(nuclei + SIDE // 2).query(np.stack([x, y], -1), k=2)
+    membranes = soft(gaps[..., 1] - gaps[..., 0] - 2.5 - noise(generator, 4, shape), 1.5)
+    cytoplasm = 0.36 + 0.07 * noise(generator, 7, shape) + 0.05 * noise(generator, 1.5, shape)
+    eosin = (1 - stroma) * (cytoplasm - 0.14 * membranes) + stroma * (0.42 + 0.13 * fibres)
+    haematoxylin = (1 - stroma) * (0.13 + 0.03 * noise(generator, 3, shape)) + stroma * (0.06 + 0.02 * fibres)
+
+    tumour = (tissue * (1 - stroma))[inside] > 0.9
+    far_from_edges = np.zeros_like(tumour)
+    far_from_edges[SIDE // 2 : -SIDE // 2, SIDE // 2 : -SIDE // 2] = True
+    drawn = places_apart(generator, len(REGION_FIGURES) + REGION_LOOK_ALIKES, tumour & far_from_edges, 1.2 * SIDE)
+    figures, look_alikes = np.split(drawn, [len(REGION_FIGURES)])
+    for place in nuclei:
+        if tumour[place[1], place[0]] and np.hypot(*(drawn - place).T).min() > 38:
+            nucleus = interphase_nucleus(generator, (SIDE / 2, SIDE / 2))
+            haematoxylin[window(*place)] += generator.uniform(0.8, 1.2) * nucleus
+    for place in jittered_grid(generator, STROMA_STEP, (height, width)):
+        if stroma[inside][place[1], place[0]] > 0.9:
+            haematoxylin[window(*place)] += stroma_nucleus(generator)
+    for place, kind in zip(figures, REGION_FIGURES, strict=True):
+        draw_dividing_cell(generator, kind, haematoxylin[window(*place)], eosin[window(*place)])
+    for place in look_alikes:
+        draw_pyknotic_cell(generator, haematoxylin[window(*place)], eosin[window(*place)])
+    return rendered(generator, (tissue * haematoxylin)[inside], (tissue * eosin)[inside]), figures
 
 
 def write_tiff(path, pages):
@@ -112,8 +216,56 @@ def write_tiff(path, pages):
     )
 
 
+def write_region_tiff(path, pixels):
+    """An RGB TIFF of JPEG tiles with resolution tags."""
+    import tifffile
+
+    dots_per_cm = 10_000 / UM_PER_PX
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="rgb",
+        tile=(256, 256),
+        compression="jpeg",
+        compressionargs={"level": 85},
+        resolution=(dots_per_cm, dots_per_cm),
+        resolutionunit="CENTIMETER",
+        metadata=None,
+        software=False,
+    )
+
+
+def write_region_job(folder, pixels):
+    """A Track 1 job as the platform lays it out, with all the keys of its long form."""
+    relative_path = "images/histopathology-roi-cropout"
+    write_region_tiff(folder / relative_path / "b7a9c2d4-51e8-4f0b-8c36-9d2e7f1a6053.tiff", pixels)
+    inputs = [
+        {
+            "pk": 4711,
+            "file": None,
+            "value": None,
+            "image": {"pk": "0e5b7a42-6d0f-4a5e-9a1c-3f6c1f0e2025", "name": "sample.tiff"},
+            "interface": {
+                "pk": 91,
+                "title": "Histopathology ROI",
+                "description": "",
+                "kind": "Image",
+                "super_kind": "Image",
+                "slug": "histopathology-region-of-interest-cropout",
+                "relative_path": relative_path,
+                "default_value": None,
+                "overlay_segments": [],
+                "look_up_table": None,
+                "example_value": None,
+            },
+        }
+    ]
+    (folder / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
+
+
 def write_job(folder, pages):
-    """A Track 2 job as the platform lays it out."""
+    """A Track 2 job as the platform lays it out, with the few keys of its templates."""
     relative_path = "images/stacked-histopathology-roi-cropouts"
     write_tiff(folder / relative_path / "3f6c1f0e-sample.tif", pages)
     inputs = [
@@ -134,13 +286,21 @@ def write_job(folder, pages):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "test" / "input" / "track2", metavar="DIR")
-    parser.add_argument("--pages", type=int, default=16)
+    parser.add_argument("--track", type=int, choices=(1, 2), default=2, help="1: a region, 2: a stack (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the job (test/input/track1 or track2)")
+    parser.add_argument("--pages", type=int, default=16, help="of the stack (%(default)s)")
     parser.add_argument("--seed", type=int, default=2025)
     arguments = parser.parse_args()
-    pages, kinds = stack(arguments.pages, arguments.seed)
-    write_job(arguments.out, pages)
-    print(f"{arguments.out}: {', '.join(kinds)}")
+    out = arguments.out or ROOT / "test" / "input" / f"track{arguments.track}"
+    if arguments.track == 1:
+        pixels, figures = region(arguments.seed)
+        write_region_job(out, pixels)
+        described = (f"{kind} at {x}, {y}" for kind, (x, y) in zip(REGION_FIGURES, figures, strict=True))
+        print(f"{out}: {', '.join(described)}")
+    else:
+        pages, kinds = stack(arguments.pages, arguments.seed)
+        write_job(out, pages)
+        print(f"{out}: {', '.join(kinds)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ and the classifier together.
 import argparse
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +40,7 @@ from resources.train.common import (  # noqa: E402
     WeightAverage,
     cosine_with_warmup,
     load_checkpoint,
+    operating_shift,
     prepare_out,
     save_checkpoint,
     save_weights,
@@ -74,6 +75,7 @@ class CandidateRecipe:
         mixup: probability that a crop is blended with another one.
         randaugment: operations of RandAugment, magnitude 5.
         erase: probability that a rectangle of .02 to .15 of the crop is erased.
+        colour_jitter: brightness, contrast and saturation change by up to these shares; empty switches it off.
     """
 
     seed: int
@@ -97,6 +99,7 @@ class CandidateRecipe:
     mixup: float
     randaugment: int
     erase: float
+    colour_jitter: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def read_candidate_plan(name):
     training = dict(classifier.get("training") or {})
     training["augmentation"] = parse(Augmentation, training.get("augmentation"), f"{where}.training.augmentation")
     classifier["training"] = parse(CandidateRecipe, training, f"{where}.training")
+    if classifier["member"].crop != 1:
+        raise UserError(f"{where}.member: crop is {classifier['member'].crop}; 1 expected, context_um says how much")
     return values, parse(CandidatePlan, classifier, where)
 
 
@@ -208,11 +213,11 @@ def gather(fields, number_of, network, part, plan, device, labelled):
                 for point in points:
                     add(field, number, np.concatenate([point - BOX_PX / 2, point + BOX_PX / 2]), label, 1.0)
     return Candidates(
-        torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()),
-        torch.tensor(labels),
-        np.array(numbers),
+        torch.from_numpy(np.array(images, np.uint8).reshape(-1, size, size, 3).transpose(0, 3, 1, 2).copy()),
+        torch.tensor(labels, dtype=torch.int64),
+        np.array(numbers, np.int64),
         np.array(scores, np.float32),
-        np.array(boxes, np.float32),
+        np.array(boxes, np.float32).reshape(-1, 4),
     )
 
 
@@ -254,7 +259,11 @@ class CandidateTrainer:
         )
         self.weights = self._sampling_weights()
         self.rows, self.best_f1, self.best = [], -1.0, None
-        self.colours = v2.RandAugment(num_ops=recipe.randaugment, magnitude=5) if recipe.randaugment else None
+        self.colours = []
+        if recipe.colour_jitter:
+            self.colours.append(v2.ColorJitter(*recipe.colour_jitter))
+        if recipe.randaugment:
+            self.colours.append(v2.RandAugment(num_ops=recipe.randaugment, magnitude=5))
 
     def _sampling_weights(self):
         """Chance of each crop to be drawn: figures from fields and from crops half each, the rest evenly."""
@@ -295,7 +304,7 @@ class CandidateTrainer:
         recipe, done = self.recipe, len(self.rows)
         bar = tqdm(range(done, recipe.epochs), "stage 2", initial=done, total=recipe.epochs, disable=None)
         for epoch in bar:
-            if epoch - max((row["epoch"] for row in self.rows if row["best"]), default=0) > recipe.patience:
+            if epoch - max((row["epoch"] for row in self.rows if row["best"]), default=0) >= recipe.patience:
                 break
             loss = self._train_epoch(epoch)
             probabilities = predict(self.average.average, self.plan, 1, self.validation, self.device)
@@ -316,6 +325,7 @@ class CandidateTrainer:
     def _train_epoch(self, epoch):
         recipe = self.recipe
         steps = max(1, recipe.crops_an_epoch // recipe.batch)
+        batch = min(recipe.batch, len(self.weights))
         seed_everything(recipe.seed, epoch)
         self.network.train()
         total = 0.0
@@ -324,15 +334,15 @@ class CandidateTrainer:
             floor = recipe.final_learning_rate
             for group in self.optimizer.param_groups:
                 group["lr"] = floor + (recipe.learning_rate - floor) * rate
-            total += self._step(torch.multinomial(self.weights, recipe.batch, replacement=False))
+            total += self._step(torch.multinomial(self.weights, batch, replacement=False))
         return total / steps
 
     def _step(self, chosen):
         recipe = self.recipe
         labels = self.training.labels[chosen].to(self.device)
         images = self.training.images[chosen]
-        if self.colours:
-            images = torch.stack([self.colours(image) for image in images])
+        for change in self.colours:
+            images = torch.stack([change(image) for image in images])
         images = images.to(self.device).float() / 255
         blank = images.new_zeros(len(images), 1, *images.shape[2:])
         images, _ = augment(images, blank, 1 / MARGIN, self.plan.member.size, recipe.augmentation)
@@ -402,13 +412,13 @@ def train(arguments):
         )
     stage1 = load_system(arguments.detector)
     part = stage1.detector
-    said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
-    prepare_out(arguments.out, arguments.resume, said | {"detector": part.sha256, "plan": asdict(plan)})
-    device = choose_device(arguments.device or "auto")
+    device = choose_device(arguments.device)
     network = fuse(load_network(part.network, part.options, stage1.folder / part.weights, DETECTORS))
     network = network.to(device, memory_format=torch.channels_last)
     fields = read_fields(arguments.data)
     held_out = read_fields(arguments.validation)
+    said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
+    prepare_out(arguments.out, arguments.resume, said | {"detector": part.sha256, "plan": asdict(plan)})
     cut = (network, part, plan, device)
     training = _cached(arguments.out / "training.npz", lambda: _training(arguments, fields, cut))
     validation = _cached(
@@ -472,8 +482,7 @@ def export(arguments, values, plan, stage1, weights, validation, truths, device)
     network = load_network(plan.member.network, plan.member.options, folder / "classifier.safetensors").to(device)
     probabilities = predict(network, plan, plan.views, validation, device)
     f1, threshold = best_f1(probabilities, validation.labels.numpy(), truths)
-    shift = -float(np.log(threshold / (1 - threshold)))
-    member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": round(shift, 4)}}
+    member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": operating_shift(threshold)}}
     member |= {"weights": "classifier.safetensors", "sha256": sha256}
     detector = asdict(stage1.detector) | {"context_um": plan.context_um}
     write_model(

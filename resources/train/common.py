@@ -105,6 +105,12 @@ def prepare_out(out, resume, said):
         raise UserError(f"{path}: was another recipe or other data; give another --out")
 
 
+def operating_shift(threshold):
+    """The shift of `midog.system.Calibration` that puts a threshold at .5; finite for 0 and 1 as well."""
+    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
+    return round(-math.log(threshold / (1 - threshold)), 4)
+
+
 def save_weights(weights, path):
     """Write a state dict as fp16 safetensors, whole or not at all; returns the file's sha256."""
     from safetensors.torch import save_file

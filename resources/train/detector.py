@@ -19,12 +19,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from midog.classify import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.system import parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import read_fields  # noqa: E402
-from resources.train.common import prepare_out, save_weights, write_model  # noqa: E402
-from resources.train.tiles import TileAugmentation, TileDataset  # noqa: E402
+from resources.train.common import operating_shift, prepare_out, save_weights, write_model  # noqa: E402
+from resources.train.tiles import SHARES, TileAugmentation, TileDataset  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,12 @@ def read_detector_plan(name):
         where = f"{path}: detector.training"
         training = dict(detector["training"])
         training["augmentation"] = parse(TileAugmentation, training.get("augmentation"), f"{where}.augmentation")
-        detector["training"] = parse(DetectorRecipe, training, where)
+        recipe = detector["training"] = parse(DetectorRecipe, training, where)
+        unknown = sorted(set(recipe.shares) - set(SHARES))
+        if unknown:
+            raise UserError(f"{where}.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}")
+        if recipe.tiles_an_epoch < recipe.batch:
+            raise UserError(f"{where}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
     return values, parse(DetectorPlan, detector, f"{path}: detector")
 
 
@@ -101,7 +107,7 @@ def add_data_arguments(parser):
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="checkpoints, curves, export")
     parser.add_argument("--resume", action="store_true", help="go on where OUT was left")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
-    parser.add_argument("--device", metavar="NAME", help="cpu, or cuda (a GPU where there is one)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def names_of(arguments):
@@ -115,7 +121,7 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def overrides(plan, arguments):
+def overrides(plan, arguments, device):
     """The recipe in Ultralytics' words."""
     recipe = plan.training
     settings = {
@@ -143,7 +149,7 @@ def overrides(plan, arguments):
         "deterministic": False,
         "save_dir": str(arguments.out.resolve()),
         "exist_ok": True,
-        "device": {None: "", "cuda": "0"}.get(arguments.device, arguments.device),
+        "device": "0" if device.type == "cuda" else "cpu",
         "workers": 8,
         "plots": False,
     }
@@ -154,13 +160,9 @@ def overrides(plan, arguments):
 
 
 def train(arguments):
-    os.environ["YOLO_VERBOSE"] = "False"
-    from resources.train.yolo_trainer import YOLO11Trainer
-
     values, plan = read_detector_plan(arguments.system)
     recipe = plan.training
-    said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
-    prepare_out(arguments.out, arguments.resume, said | {"plan": asdict(plan), "seed": arguments.seed})
+    device = choose_device(arguments.device)
     fields = read_fields(arguments.data)
     validation = read_fields(arguments.validation)
     crops = np.zeros((0, 128, 128, 3), np.uint8)
@@ -172,13 +174,20 @@ def train(arguments):
         f"{sum(len(each.figures) for each in validation)} mitotic figures",
         flush=True,
     )
-    settings = overrides(plan, arguments)
+    said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
+    prepare_out(arguments.out, arguments.resume, said | {"plan": asdict(plan), "seed": arguments.seed})
+    os.environ["YOLO_VERBOSE"] = "False"
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(arguments.out.resolve() / "ultralytics"))
+    from resources.train.yolo_trainer import YOLO11Trainer
+
+    settings = overrides(plan, arguments, device)
     dataset = TileDataset(
         fields, crops, recipe.tile, recipe.tiles_an_epoch, recipe.shares, recipe.augmentation, settings["seed"]
     )
     trainer = YOLO11Trainer(plan, dataset, validation, settings)
     if not (arguments.out / FINISHED).exists():
-        trainer.train()
+        if not trainer.is_over():
+            trainer.train()
         (arguments.out / FINISHED).touch()
     export(arguments, values, plan, *trainer.best_network())
 
@@ -188,10 +197,10 @@ def export(arguments, values, plan, network, curve):
     folder = arguments.out / "model" / values["system"]
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = save_weights(network.state_dict(), folder / "detector.safetensors")
-    shift = -float(np.log(curve["threshold"] / (1 - curve["threshold"])))
+    shift = operating_shift(curve["threshold"])
     detector = {name: value for name, value in asdict(plan).items() if name != "training"}
     detector |= {"context_um": 0.0, "weights": "detector.safetensors", "sha256": sha256}
-    detector["calibration"] = {"scale": 1.0, "shift": round(shift, 4)}
+    detector["calibration"] = {"scale": 1.0, "shift": shift}
     metrics = {f"validation_{name}": round(value, 4) for name, value in curve.items()}
     write_model(
         folder,

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
 WHITE = (255, 255, 255)
+SHARES = ("figure", "look_alike", "background", "crops")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TileDataset(torch.utils.data.Dataset):
         crops: uint8 (M, 128, 128, 3), each with a mitotic figure in the middle; may be empty.
         size: px of a tile's side.
         tiles: how many an epoch has.
-        shares: how often each of "figure", "look_alike", "background", "crops" is what a tile is drawn around.
+        shares: how often each of `SHARES` is what a tile is drawn around; those that are not there are left out.
         how: `TileAugmentation`.
         seed: int.
     """
@@ -93,8 +94,9 @@ class TileDataset(torch.utils.data.Dataset):
             points = np.concatenate([points, more])
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.colours:
-            torch.manual_seed(int(random.integers(2**31)))
-            image = self.colours(image)
+            with torch.random.fork_rng(devices=[]):  # without workers this is the network's process
+                torch.manual_seed(int(random.integers(2**31)))
+                image = self.colours(image)
         if random.random() < self.how.erase:
             self._erase(image, random)
         return {"img": image, "bboxes": self._boxes(points), "im_file": str(i)}

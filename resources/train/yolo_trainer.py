@@ -13,7 +13,7 @@ from tqdm import tqdm  # noqa: E402
 from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import SPPF  # noqa: E402
-from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint  # noqa: E402
 
 from midog.boxes import match, merge_near  # noqa: E402
 from midog.detect import NetworkDetector, find_candidates  # noqa: E402
@@ -35,8 +35,9 @@ class TrainableYOLO11(DetectionModel):
     def __init__(self, options):
         super().__init__(f"yolo11{options['scale']}.yaml", nc=1, verbose=False)
         ours = YOLO11(**options)
-        replaced = [*([ATTENTION_BLOCK, *OUTPUT_BLOCKS] if options.get("ema") else options.get("lsconv", ()))]
-        for number in replaced:
+        # With one LSConv block the other two differ from the stock ones as well, see `YOLO11`.
+        replaced = OUTPUT_BLOCKS if options.get("lsconv") or options.get("ema") else ()
+        for number in (*replaced, *([ATTENTION_BLOCK] if options.get("ema") else [])):
             block, stock = ours.model[number], self.model[number]
             block.i, block.f, block.type, block.np = stock.i, stock.f, type(block).__name__, 0
             self.model[number] = block
@@ -74,9 +75,7 @@ class FieldValidator:
 
     keys = ["validation/average_precision", "validation/f1", "validation/threshold"]
 
-    def __call__(self, trainer=None, model=None):
-        if trainer is None:  # the last look at best.pt, which our export does itself
-            return {}
+    def __call__(self, trainer):
         network = inference_network(trainer.ema.ema)
         found = [detect_field(network, field, self.settings) for field in tqdm(self.fields, "validation", disable=None)]
         curve = precision_recall(self.fields, found)
@@ -176,6 +175,26 @@ class YOLO11Trainer(DetectionTrainer):
     def get_validator(self):
         return FieldValidator(self.validation, self.plan, self.args)
 
+    def save_model(self):
+        """As Ultralytics does, but whole or not at all: a kill while a file is written must not cost the run."""
+        last, best = self.last, self.best
+        self.last, self.best = self.wdir / "last.part", self.wdir / "best.part"
+        try:
+            super().save_model()
+            for part, path in ((self.best, best), (self.last, last)):
+                if part.exists():
+                    part.replace(path)
+        finally:
+            self.last, self.best = last, best
+        return True
+
+    def final_eval(self):
+        """Nothing: the export validates the best weights, and Ultralytics' own would rewrite the checkpoints."""
+
+    def is_over(self):
+        """Whether the checkpoint to resume from is of the last epoch: killed between that and the export."""
+        return bool(self.resume) and load_checkpoint(self.last)[1]["epoch"] + 1 >= self.epochs
+
     def plot_training_labels(self):
         """Nothing: tiles are drawn as the training goes."""
 
@@ -184,8 +203,6 @@ class YOLO11Trainer(DetectionTrainer):
 
     def best_network(self):
         """The plain network with the best validation's weights, and that validation's curve."""
-        from ultralytics.nn.tasks import load_checkpoint
-
         model, _ = load_checkpoint(self.best)
         network = inference_network(model.float())
         found = [detect_field(network, field, self.plan) for field in self.validation]
