@@ -19,7 +19,8 @@ RUN sed '/^# --- training/,$d' requirements.txt > inference.txt \
     "$site"/nvidia/cuda_nvrtc/lib/*.alt.so.* "$site"/nvidia/nvshmem/lib/libnvshmem_device.* \
     "$site"/nvidia/cuda_cupti/lib/libnvperf_* "$site"/nvidia/cufft/lib/libcufftw.* \
  && find "$site" -name tests -type d -prune -exec rm -r {} + \
- && python -c "import torch, torchvision, timm, SimpleITK, safetensors.torch, yaml, PIL.TiffImagePlugin, tqdm"
+ && python -c "import torch, torchvision, timm, SimpleITK, safetensors.torch, yaml, PIL.TiffImagePlugin, tqdm" \
+ && python -c "import tifffile, imagecodecs, openslide, pydicom"
 
 COPY LICENSE inference.py ./
 COPY midog midog

@@ -33,14 +33,9 @@ def warn(text):
 
 def find_figures(task, system, arguments):
     """Track 1: every candidate's place in mm, with its probability of being a mitotic figure."""
-    from midog.detect import detect_file
+    from midog.detect import find_figures
 
-    points, found = detect_file(task.image_path, system, arguments.device, arguments.mpp, warn, log)
-    result = job.detection_result(points, found["probability"], found["probability"] >= 0.5)
-    job.check_detection_result(result)
-    if warning := job.detection_warning(result):
-        warn(f"{task.image_path}: {warning}")
-    return result
+    return find_figures(task.image_path, system, arguments.device, arguments.mpp, warn, log)
 
 
 def classify_stack(task, system, arguments):

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from midog import job
-from midog.errors import UserError, exit_code
+from midog.errors import UserError, brief, exit_code
 from midog.system import find_system, model_folder
 
 RESULT_NAMES = {socket.track: socket.result_name for socket in job.SOCKETS.values()}
@@ -65,14 +65,10 @@ def predict(arguments):
 def find_figures(system, arguments):
     from tqdm import tqdm
 
-    from midog.detect import detect_file
+    from midog.detect import find_figures
 
     bar = partial(tqdm, desc="tiles", unit="tile", disable=None)  # None: only on a terminal
-    points, found = detect_file(arguments.image, system, arguments.device, arguments.mpp, warn, log, bar)
-    result = job.detection_result(points, found["probability"], found["probability"] >= 0.5)
-    if warning := job.detection_warning(result):
-        warn(f"{arguments.image}: {warning}")
-    return result
+    return find_figures(arguments.image, system, arguments.device, arguments.mpp, warn, log, bar)
 
 
 def classify_stack(system, arguments):
@@ -162,7 +158,6 @@ def track_of_image(path):
 
 def first_page(path):
     """(width, height) px of the first page, and whether another one of this size follows."""
-    from midog import formats
 
     try:
         if path.suffix.lower() == ".mha":
@@ -179,7 +174,7 @@ def first_page(path):
             first, *second = islice(tif.pages, 2)
             return (first.imagewidth, first.imagelength), any(page.shape == first.shape for page in second)
     except Exception as error:  # a damaged file can make a library raise anything
-        reason = error.strerror if isinstance(error, OSError) else formats.brief(error)
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
         raise UserError(f"{path}: cannot be read ({reason}); check the path, or copy the file again") from None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from midog import job
 from midog.boxes import merge_near, nms
 from midog.classify import Calibrated, choose_device, classify, half_precision, load_classifier, load_network
 from midog.models.yolo11 import YOLO11, fuse
@@ -109,8 +110,11 @@ def find_candidates(slide, detector, tile, overlap, device, progress=lambda plac
     def run():
         pixels = torch.from_numpy(np.stack([pixels for _, pixels in block])).to(device)
         for ((x, y), _), (box, score) in zip(block, detector(pixels.permute(0, 3, 1, 2).float() / 255), strict=True):
-            boxes.append(box + np.array([x, y, x, y], np.float32))
-            scores.append(score)
+            box = box + np.array([x, y, x, y], np.float32)
+            centres = (box[:, :2] + box[:, 2:]) / 2
+            inside = ((centres >= 0) & (centres < slide.size)).all(1)  # and not in the white around a small image
+            boxes.append(box[inside])
+            scores.append(score[inside])
         block.clear()
 
     for item in ahead(tiles_with_tissue(slide, places, tile), 2 * batch):
@@ -218,3 +222,17 @@ def detect_file(path, system, device_name, um_per_px, warn, log, progress=lambda
         points = slide.points_mm(centres)
     log(f"candidates {len(found)}, mitotic figures {(found['probability'] >= 0.5).sum()}")
     return points, found
+
+
+def find_figures(path, system, device_name, um_per_px, warn, log, progress=lambda places: places):
+    """As `detect_file`, but its answer is the checked result; one warning line if the challenge would refuse it.
+
+    Returns:
+        The dict that `midog.job.detection_result` makes: every candidate, a mitotic figure from .5 on.
+    """
+    points, found = detect_file(path, system, device_name, um_per_px, warn, log, progress)
+    result = job.detection_result(points, found["probability"], found["probability"] >= 0.5)
+    job.check_detection_result(result)
+    if warning := job.detection_warning(result):
+        warn(f"{path}: {warning}")
+    return result

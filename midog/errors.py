@@ -18,3 +18,9 @@ def exit_code(command, *arguments):
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def brief(error):
+    """The last line of an error's text, for a one-line message; decoders quote what they stumbled over at length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:200].rstrip(".")

@@ -20,7 +20,7 @@ from itertools import islice
 
 import numpy as np
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
 
 CACHE_BYTES = 320 << 20  # four rows of 256 px segments, what a tile of 640 px touches, of a slide 100,000 px wide
 WHOLE_BYTES = 1 << 30  # of pixels that can only be decoded in one piece
@@ -62,12 +62,6 @@ def refused(path, reason):
 def _check_whole(path, width, height):
     if width * height * 3 > WHOLE_BYTES:
         raise refused(path, f"{width} x {height} px are too many to decode in one piece")
-
-
-def brief(error):
-    """The last line of an error's text, for a one-line message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()[:200].rstrip(".")  # pydicom quotes what it stumbled over, however long
 
 
 # --- pixels -------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from midog import formats
-from midog.errors import UserError
+from midog.errors import UserError, brief
 
 PLAUSIBLE_UM_PER_PX = 0.05, 5.0  # of a light microscope's scan; 72 dpi, "1 mm" or centimetres for inches are outside
 BAND_BYTES = 32 << 20  # of a level that an overview holds at once
@@ -78,7 +78,7 @@ def open_slide(path, warn, um_per_px=None, default_um_per_px=0.25):
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise UserError(
-            f"{path}: not a {kind} that can be read ({formats.brief(error)}); copy or convert it again"
+            f"{path}: not a {kind} that can be read ({brief(error)}); copy or convert it again"
         ) from error
     for remark in image.remarks:
         warn(f"{path.name}: {remark}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
 
 CROP_SIDE = 128  # px, the side of a page in MIDOG 2025
 CROP_UM_PER_PX = 0.25  # so that a page shows 32 um
@@ -133,7 +133,7 @@ class _Tiff:
             with _silence():
                 self._image = TiffImagePlugin.TiffImageFile(path)
         except Exception as error:
-            raise UserError(f"{path}: not a TIFF that can be read ({_brief(error)}); write the stack again") from None
+            raise UserError(f"{path}: not a TIFF that can be read ({brief(error)}); write the stack again") from None
         self.um_per_px = None
         um_per_unit = {2: 25400.0, 3: 10000.0}.get(self._image.tag_v2.get(TiffImagePlugin.RESOLUTION_UNIT, 2))
         x, y = (float(self._image.tag_v2.get(tag, 0) or 0) for tag in (282, 283))
@@ -164,7 +164,7 @@ class _Tiff:
 
     def _broken(self, number, error):
         return UserError(
-            f"{self._path}: page {number + 1} cannot be decoded ({_brief(error)}); "
+            f"{self._path}: page {number + 1} cannot be decoded ({brief(error)}); "
             "the file is truncated or damaged, copy it again"
         )
 
@@ -181,7 +181,7 @@ class _Mha:
             with _silence():
                 self._reader.ReadImageInformation()
         except RuntimeError as error:
-            raise UserError(f"{path}: not a MetaImage that can be read ({_brief(error)}); write it again") from None
+            raise UserError(f"{path}: not a MetaImage that can be read ({brief(error)}); write it again") from None
         self._size = self._reader.GetSize()
         if len(self._size) not in (2, 3):
             raise UserError(f"{path}: {len(self._size)} dimensions, 2 or 3 (pages) expected; write the stack again")
@@ -205,7 +205,7 @@ class _Mha:
                     block = sitk.GetArrayFromImage(self._reader.Execute())
             except RuntimeError as error:
                 raise UserError(
-                    f"{self._path}: pages {first + 1} to {first + count} cannot be decoded ({_brief(error)}); "
+                    f"{self._path}: pages {first + 1} to {first + count} cannot be decoded ({brief(error)}); "
                     "the file is truncated or damaged, copy it again"
                 ) from None
             yield from block if len(self._size) == 3 else [block]
@@ -219,9 +219,3 @@ def _check_size(path, number, width, height):
     """Refuse a page before it is decoded, because its memory grows with its size."""
     if not 0 < min(width, height) <= max(width, height) <= LONGEST_SIDE:
         raise _unusable(path, number, f"{width} x {height} px is no crop of one figure")
-
-
-def _brief(error):
-    """The last line of an error's text, for a one-line message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip().rstrip(".")

@@ -1,42 +1,89 @@
-"""The committed job through inference.py with the committed weights, as the platform runs it."""
+"""The committed jobs through inference.py with the committed weights, as the platform runs them."""
 
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from compare import differences, main
 from conftest import ROOT
+from test_detect import write_random_system
 
 import inference
 from midog import __main__ as commands
-from midog.job import SOCKETS
+from midog.job import SOCKETS, check_detection_result, detection_result
 
 RESULT = SOCKETS["stacked-histopathology-roi-cropouts"].result_name
+POINTS = SOCKETS["histopathology-region-of-interest-cropout"].result_name
 SAMPLE = ROOT / "test/input/track2"
+REGION_JOB = ROOT / "test/input/track1"
+REGION = next(REGION_JOB.glob("images/*/*"))
 
 
-def test_the_committed_job_gives_the_expected_result(tmp_path):
-    command = [sys.executable, "inference.py", "--input", str(SAMPLE), "--output", str(tmp_path / "new" / "output")]
+def run_sample(job, out):
+    """The log of a job as the platform starts it."""
+    command = [sys.executable, "inference.py", "--input", str(job), "--output", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # the platform marks a job that writes there
+    return done.stdout
+
+
+def test_the_committed_stack_gives_the_expected_result(tmp_path):
+    log = run_sample(SAMPLE, tmp_path / "new" / "output")
     for said in ("sample_stack.tiff", "convnextv2_small", "weights", "device cpu", "um/px", "pages 16", "seconds"):
-        assert said in done.stdout
-    expected = json.loads((ROOT / "test/expected/track2" / RESULT).read_text())
+        assert said in log
+    assert main(ROOT / "test/expected/track2", tmp_path / "new" / "output") == 0
     result = json.loads((tmp_path / "new" / "output" / RESULT).read_text())
-    assert differences(expected, result) == []
     assert len({entry["confidence"] for entry in result}) == 16
 
 
-def test_the_comparison_can_fail(tmp_path):
+@pytest.mark.skipif(not (ROOT / "model/sztu_small").is_dir(), reason="no weights for Track 1")
+def test_the_committed_region_gives_the_expected_result(tmp_path):
+    log = run_sample(REGION_JOB, tmp_path / "new" / "output")
+    for said in ("sample.tiff", "sztu_small", "weights", "device cpu", "um/px 0.25 x 0.25", "candidates", "seconds"):
+        assert said in log
+    assert main(ROOT / "test/expected/track1", tmp_path / "new" / "output") == 0
+    result = json.loads((tmp_path / "new" / "output" / POINTS).read_text())
+    check_detection_result(result)
+    assert any(point["name"] == "mitotic figure" for point in result["points"])
+
+
+def test_the_comparison_of_stacks_can_fail(tmp_path):
     one = [{"class": "normal", "confidence": 0.2}]
-    assert differences(one, [{"class": "normal", "confidence": 0.3}])
-    assert differences(one, [{"class": "atypical", "confidence": 0.2}])
-    assert differences(one, one * 2)
+    assert differences(one, one, 1e-3) == []
+    assert differences(one, [{"class": "normal", "confidence": 0.3}], 1e-3)
+    assert differences(one, [{"class": "atypical", "confidence": 0.2}], 1e-3)
+    assert differences(one, one * 2, 1e-3)
     (tmp_path / RESULT).write_text("[]")
     assert main(ROOT / "test/expected/track2", tmp_path) == 1
+
+
+def test_the_comparison_of_regions_can_fail():
+    def result(*rows):
+        x, y, probabilities = np.array(rows, float).reshape(-1, 3).T
+        return detection_result(np.stack([x, y], 1), probabilities, probabilities >= 0.5)
+
+    def differ(first, second):
+        return bool(differences(result(*first), result(*second), 0.005))
+
+    known = [(0.1, 0.1, 0.9), (0.2, 0.1, 0.502), (0.3, 0.1, 0.1)]
+    assert not differ([], [])
+    assert not differ(known, known[::-1])
+    assert not differ(known, [(0.1, 0.1019, 0.897), (0.2, 0.1, 0.498), (0.3, 0.1, 0.104)])
+    assert not differ(known, known[:2])  # a faint one went
+    assert not differ(known, [*known, (0.4, 0.1, 0.2)])  # another came
+    assert differ(known, known[1:])
+    assert differ(known, [*known, (0.4, 0.1, 0.6)])
+    assert differ(known, [*known, known[0]])
+    assert differ(known, [(0.1, 0.104, 0.9), *known[1:]])
+    assert differ(known, [(0.1, 0.1, 0.89), *known[1:]])
+    assert differ(known, [*known, (0.4, 0.1, 0.2), (0.5, 0.1, 0.2)])
+    renamed = result(*known)
+    renamed["points"][0]["name"] = "non-mitotic figure"
+    assert differences(result(*known), renamed, 0.005)
 
 
 def test_nothing_heavy_before_the_job_is_known():
@@ -75,19 +122,6 @@ def test_bad_input_leaves_the_output_as_it_was(job, tmp_path, capfd):
     assert [path.name for path in out.iterdir()] == [RESULT]
 
 
-def test_track_1_is_not_here_yet(tmp_path, capfd):
-    folder = tmp_path / "images/histopathology-roi-cropout"
-    folder.mkdir(parents=True)
-    (folder / "a.tiff").write_bytes(b"II*\0")
-    interface = {
-        "slug": "histopathology-region-of-interest-cropout",
-        "relative_path": "images/histopathology-roi-cropout",
-    }
-    (tmp_path / "inputs.json").write_text(json.dumps([{"interface": interface, "image": {"name": "a.tiff"}}]))
-    assert "Track 1" in failing(capfd, "--input", tmp_path, "--output", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_unwritable_output(job, tmp_path, capfd):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -109,6 +143,110 @@ def test_missing_weights_and_cuda(job, tmp_path, capfd):
     if not torch.cuda.is_available():
         assert "--device cpu" in failing(capfd, *arguments, "--device", "cuda")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    """A folder of models with one of random weights for Track 1."""
+    folder = tmp_path_factory.mktemp("model")
+    write_random_system(folder / "random")
+    return folder
+
+
+def test_predict_follows_inference_and_report_follows_predict(random_model, tmp_path, capfd):
+    from PIL import Image
+
+    a, b, c = (tmp_path / name for name in "abc")
+    assert inference.main(["--input", str(REGION_JOB), "--output", str(a), "--model", str(random_model)]) == 0
+    assert commands.main(["predict", str(REGION), "--out", str(b), "--model", str(random_model)]) == 0
+    assert (a / POINTS).read_bytes() == (b / POINTS).read_bytes()
+    assert commands.main(["report", str(REGION), str(a / POINTS), "--out", str(c)]) == 0
+    assert (b / "overlay.png").read_bytes() == (c / "overlay.png").read_bytes()
+    assert Image.open(c / "overlay.png").size[0] == 1600
+    assert capfd.readouterr().err == ""  # no progress bar where there is no terminal
+    result = json.loads((a / POINTS).read_text())
+    check_detection_result(result)
+    assert {point["name"] for point in result["points"]} == {"mitotic figure", "non-mitotic figure"}
+
+
+def test_mpp_moves_the_points_and_the_picture_follows(random_model, tmp_path, capfd):
+    from PIL import Image
+
+    from midog.slide import open_slide
+
+    with open_slide(REGION, None) as slide:
+        Image.fromarray(slide.read(0, 0, 600, 500)).save(tmp_path / "a.png")
+    points = {}
+    for mpp in ("0.25", "0.26"):
+        out = tmp_path / mpp
+        command = ["predict", str(tmp_path / "a.png"), "--out", str(out), "--model", str(random_model), "--mpp", mpp]
+        assert commands.main(command) == 0
+        points[mpp] = np.array([point["point"] for point in json.loads((out / POINTS).read_text())["points"]])
+    assert capfd.readouterr().err == ""
+    assert len(points["0.25"]) > 3
+    np.testing.assert_allclose(points["0.26"], points["0.25"] * 0.26 / 0.25, rtol=1e-9)
+    finer = ["report", str(tmp_path / "a.png"), str(tmp_path / "0.25" / POINTS), "--mpp", "0.1"]
+    assert commands.main([*finer, "--out", str(tmp_path / "finer")]) == 0
+    assert "outside the image" in capfd.readouterr().err  # the result was made at another resolution
+
+
+def test_the_track_of_an_image(tmp_path, pages):
+    import tifffile
+
+    def track(name, *sizes, **options):
+        path = tmp_path / name
+        with tifffile.TiffWriter(path) as tif:
+            for width, height in sizes:
+                tif.write(np.zeros((height, width, 3), np.uint8), photometric="rgb", metadata=None, **options)
+        return commands.track_of_image(path)
+
+    assert commands.track_of_image(REGION) == 1
+    assert commands.track_of_image(next(SAMPLE.glob("images/*/*"))) == 2
+    assert track("one.tif", (128, 128)) == 2
+    assert track("fine.tif", (256, 256), (256, 256)) == 2
+    assert track("pyramid.tif", (1600, 1200), (800, 600), (400, 300), tile=(128, 128)) == 1
+    for sizes in ([(300, 300)], [(900, 900), (900, 900)]):
+        with pytest.raises(commands.UserError, match="--track 1"):
+            track("either.tif", *sizes)
+    for name in ("a.svs", "a.png", "a.JPG", "a.ndpi", "a.dcm"):
+        assert commands.track_of_image(tmp_path / name) == 1
+
+    import SimpleITK as sitk
+
+    for name, pixels, expected in (("s.mha", pages, 2), ("r.mha", np.zeros((600, 700, 3), np.uint8), 1)):
+        sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / name))
+        assert commands.track_of_image(tmp_path / name) == expected
+
+
+def test_commands_say_what_is_wrong_in_one_line(job, random_model, tmp_path, capfd):
+    stack = next(job.glob("images/*/*.tif"))
+    bad = tmp_path / "bad.tif"
+    bad.write_text("no image at all\n")
+    for name, text in (("text", "{"), ("number", "1"), ("box", '{"type": "Multiple boxes"}')):
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "point.json").write_text('{"type": "Multiple points", "version": {}, "points": []}')
+    predict = ["--out", tmp_path / "out", "--model", random_model]
+    cases = [
+        (["predict", tmp_path / "none.tif", *predict], "none.tif"),
+        (["predict", tmp_path / "none.png", *predict], "none.png"),
+        (["predict", tmp_path / "none.mha", *predict], "none.mha"),
+        (["predict", bad, *predict], "bad.tif"),
+        (["predict", bad, *predict, "--track", "1"], "bad.tif"),
+        (["predict", REGION, *predict, "--mpp", "0"], "--mpp"),
+        (["predict", REGION, *predict, "--mpp", "nan"], "--mpp"),
+        (["predict", stack, *predict, "--mpp", "0.5"], "leave --mpp out"),
+        (["predict", stack, *predict], "Track 2"),  # no such system among the models
+        *(
+            (["report", REGION, tmp_path / f"{name}.json", "--out", tmp_path / "out"], f"{name}.json")
+            for name in ("none", "text", "number", "box", "point")
+        ),
+    ]
+    for arguments, said in cases:
+        assert commands.main([str(argument) for argument in arguments]) == 1
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        assert said in lines[0]
 
 
 def test_predict_and_report_draw_every_page(job, tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_the_same_function_as_ultralytics(scale):
         expected = theirs(tiles)[0]
         boxes, logits = ours(tiles)
         centres, sides = expected[:, :2], expected[:, 2:4]
-        torch.testing.assert_close(boxes, torch.cat([centres - sides / 2, centres + sides / 2], 1), atol=1e-3, rtol=0)
+        torch.testing.assert_close(boxes, torch.cat([centres - sides / 2, centres + sides / 2], 1), atol=0.01, rtol=0)
         torch.testing.assert_close(logits.sigmoid(), expected[:, 4:], atol=1e-5, rtol=1e-3)
         assert boxes.std(2).min() > 1
         assert logits.std() > 1e-3

@@ -133,7 +133,8 @@ def scale_bar(width, um_per_px):
 def write_overlay(slide, result, folder, title, warn):
     """Draw and write `overlay.png`; returns its path. `warn` is called with one line if the result does not fit."""
     places = points_px(slide, result)
-    outside = ((places < -0.5) | (places > np.array(slide.size) - 0.5)).any(axis=1).sum()
+    reach = RADIUS_UM[FIGURE] / np.array(slide.um_per_px)  # a cell that the edge cuts may have its centre outside
+    outside = ((places < -reach) | (places > slide.size + reach)).any(axis=1).sum()
     if outside:
         warn(f"{title}: {outside} of {len(places)} points lie outside the image; is this result its own?")
     path = folder / "overlay.png"

@@ -18,6 +18,7 @@ from midog.errors import UserError
 UM_PER_PX = 0.25
 RESAMPLED_FROM = 0.10  # as at inference: images within 10 % of the spacing keep their pixels
 CLASSES = ("mitotic figure", "non-mitotic figure")
+FIGURE_COLUMNS = ("image", "x", "y", "label")
 
 
 @dataclass
@@ -70,6 +71,8 @@ def read_fields(selections):
         folder, _, cases = str(selection).partition(":")
         images, figures = _read_tables(Path(folder))
         images = _select(images, cases, selection)
+        if images.empty:
+            raise UserError(f"{selection}: no image is left; choose other cases")
         by_image = dict(list(figures.groupby("image")))
         for row in images.itertuples():
             fields.append(_read_field(Path(folder), row, by_image.get(row.image)))
@@ -84,18 +87,32 @@ def _read_tables(folder):
     try:
         images = pd.read_csv(path, dtype={"case": str, "slide": str})
         figures_path = folder / "figures.csv"
-        figures = pd.read_csv(figures_path) if figures_path.exists() else pd.DataFrame(columns=["image", "label"])
+        figures = pd.read_csv(figures_path) if figures_path.exists() else pd.DataFrame(columns=[*FIGURE_COLUMNS])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make it with resources/data/prepare.py") from None
+    _check(path, images, ("image", "um_per_px"), ("um_per_px",))
+    _check(figures_path, figures, FIGURE_COLUMNS, ("x", "y"))
+    if not (images.um_per_px > 0).all():
+        raise UserError(f"{path}: an um_per_px is not above 0; see resources/data/fields.py")
     if "case" not in images:
         images["case"] = images["slide"] if "slide" in images else images["image"]
-    missing = {"image", "um_per_px"} - set(images.columns)
-    if missing:
-        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing; see resources/data/fields.py")
+    images["case"] = images["case"].fillna(images["image"])
     unknown = sorted(set(figures.label) - set(CLASSES), key=str)
     if unknown:
         raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {' or '.join(CLASSES)} expected")
     return images, figures
+
+
+def _check(path, table, needed, numbers):
+    """The columns `needed` are there, and those of `numbers` hold finite numbers."""
+    missing = sorted(set(needed) - set(table.columns))
+    if missing:
+        raise UserError(f"{path}: column {', '.join(missing)} is missing; see resources/data/fields.py")
+    for column in numbers:
+        bad = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
+        if bad.any():
+            value = table[column].iloc[bad.argmax()]
+            raise UserError(f"{path}: line {bad.argmax() + 2}: {column} is {value}, a number expected")
 
 
 def _select(images, cases, selection):

@@ -12,7 +12,7 @@ and the classifier together.
 import argparse
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,10 +72,10 @@ class CandidateRecipe:
         alpha_mitotic, alpha_background, gamma: of the focal loss (equation 2).
         temperature, contrastive_weight: of the contrastive loss (equations 1 and 3).
         augmentation: see `Augmentation`.
+        colour_jitter: brightness, contrast and saturation change by up to these shares; empty switches it off.
         mixup: probability that a crop is blended with another one.
         randaugment: operations of RandAugment, magnitude 5.
         erase: probability that a rectangle of .02 to .15 of the crop is erased.
-        colour_jitter: brightness, contrast and saturation change by up to these shares; empty switches it off.
     """
 
     seed: int
@@ -96,10 +96,10 @@ class CandidateRecipe:
     temperature: float
     contrastive_weight: float
     augmentation: Augmentation
+    colour_jitter: list
     mixup: float
     randaugment: int
     erase: float
-    colour_jitter: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)

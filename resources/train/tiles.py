@@ -1,8 +1,8 @@
 """Training tiles for the detectors: drawn at random from labelled fields and from crops of figures.
 
 A tile is one resampling of its field: place, rotation, flips and scale are one
-affine map. Crops, whose figure is in the middle, are laid out as a sheet of
-3 x 3 and the tile is a window of it, so that figures stand anywhere in a tile.
+affine map. Crops, whose figure is in the middle, are pasted into windows of the
+fields as discs with a soft edge.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,12 @@ from torchvision.transforms import v2
 
 BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
 WHITE = (255, 255, 255)
+PATCH = 48  # px from the middle to the edge of what is pasted
+PASTED_RADIUS = 26, 44  # px of the disc
+MOST_PASTED = 5  # in a tile
+PASTED_FIGURES = 0.6  # share of figures among them
+FREE_RADIUS = 72  # px around another cell where no figure may be: the disc at its largest, and half a figure's box
+TRIES = 20  # of finding one; fields can be smaller than that
 SHARES = ("figure", "look_alike", "background", "crops")
 
 
@@ -112,7 +118,7 @@ class TileDataset(torch.utils.data.Dataset):
         """One tile: uint8 (size, size, 3) and the centres of its figures, float (N, 2)."""
         source = random.choice(self.sources, p=self.weights)
         if source == "crops":
-            return self._sheet(random)
+            return self._pasted(random)
         if source == "background":
             field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
             centre = random.random(2) * field.size
@@ -139,30 +145,45 @@ class TileDataset(torch.utils.data.Dataset):
         offset = (size - 1) / 2 - linear @ np.asarray(centre, float)
         return np.concatenate([linear, offset[:, None]], 1)
 
-    def _sheet(self, random):
-        """A window of crops laid side by side; one in three cells is tissue from the fields instead."""
-        side = self.crops.shape[1]
-        cells = -(-self.size // side) + 1
-        sheet = np.empty((cells * side, cells * side, 3), np.uint8)
-        figures = []
-        for row in range(cells):
-            for column in range(cells):
-                if random.random() < 1 / 3:
-                    field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
-                    cell, points = self._window(field, random.random(2) * field.size, side, random)
-                else:
-                    crop = self.crops[random.integers(len(self.crops))]
-                    matrix = self._matrix(((side - 1) / 2, (side - 1) / 2), side, random)
-                    matrix[:, 2] += random.uniform(-0.1, 0.1, 2) * side
-                    # Reflected, not white: a turned crop lacks its corners, and a figure never reaches into them.
-                    cell = cv2.warpAffine(crop, matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
-                    points = matrix[None, :, :2].sum(2) * (side - 1) / 2 + matrix[:, 2]
-                sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = cell
-                figures.append(points + (column * side, row * side))
-        left, top = random.integers(0, cells * side - self.size + 1, 2)
-        points = np.concatenate(figures) - (left, top)
-        tile = sheet[top : top + self.size, left : left + self.size]
-        return tile, points[((points >= 0) & (points < self.size)).all(1)]
+    def _pasted(self, random):
+        """A window of a field with figures from crops pasted into it, and other cells in the same way.
+
+        The other cells teach that a seam or another stain is no sign of a figure.
+        """
+        field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
+        tile, points = self._window(field, random.random(2) * field.size, self.size, random)
+        for _ in range(random.integers(1, MOST_PASTED + 1)):
+            place = random.integers(0, self.size, 2)
+            radius = random.uniform(*PASTED_RADIUS)
+            is_figure = random.random() < PASTED_FIGURES
+            if is_figure:
+                crop = self.crops[random.integers(len(self.crops))]
+                source, centre = crop, np.full(2, (crop.shape[0] - 1) / 2)
+            elif cell := self._other_cell(random):
+                source, centre = cell
+            else:
+                continue
+            matrix = self._matrix(centre, 2 * PATCH + 1, random)
+            patch = cv2.warpAffine(source, matrix, (2 * PATCH + 1,) * 2, borderMode=cv2.BORDER_REFLECT_101)
+            paste(tile, patch, place, radius)
+            # As at a tile's edge: a figure whose middle shows keeps its box, or it would be learnt as background.
+            points = points[np.hypot(*(points - place).T) > radius]
+            if is_figure:
+                points = np.concatenate([points, place[None]])
+        return tile, points
+
+    def _other_cell(self, random):
+        """Pixels and a place in them, no figure near: a look-alike, or anywhere; None where chance finds none."""
+        for _ in range(TRIES):
+            if self.look_alikes and random.random() < 0.5:
+                number, place = self.look_alikes[random.integers(len(self.look_alikes))]
+                field = self.fields[number]
+            else:
+                field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
+                place = random.random(2) * field.size
+            if not len(field.figures) or np.hypot(*(field.figures - place).T).min() > FREE_RADIUS:
+                return field.pixels, place
+        return None
 
     def _mosaic(self, random):
         """Four tiles around a random cross (paper, "Mixing strategies")."""
@@ -184,6 +205,25 @@ class TileDataset(torch.utils.data.Dataset):
         height, width = (int(min(self.size, round(side))) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
         top, left = random.integers(0, self.size - height + 1), random.integers(0, self.size - width + 1)
         image[:, top : top + height, left : left + width] = 0
+
+
+def paste(tile, patch, place, radius):
+    """Blend the disc in the middle of a patch into a tile, in place.
+
+    Args:
+        tile, patch: uint8 (H, W, 3); the patch has an odd side.
+        place: int (2,), x and y of the disc's middle in the tile.
+        radius: px, where the patch's share is one half; it falls over some 6 px.
+    """
+    reach = patch.shape[0] // 2
+    x, y = place
+    left, right = max(0, x - reach), min(tile.shape[1], x + reach + 1)
+    top, bottom = max(0, y - reach), min(tile.shape[0], y + reach + 1)
+    rows, columns = np.ogrid[top - y : bottom - y, left - x : right - x]
+    share = np.clip((radius - np.hypot(rows, columns)) / 6 + 0.5, 0, 1)[..., None].astype(np.float32)
+    new = patch[top - y + reach : bottom - y + reach, left - x + reach : right - x + reach]
+    old = tile[top:bottom, left:right]
+    tile[top:bottom, left:right] = (share * new + (1 - share) * old + 0.5).astype(np.uint8)
 
 
 def collate(items):

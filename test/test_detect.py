@@ -1,0 +1,249 @@
+"""Detection from pixels to points, with a network of random weights; its figures mean nothing, but they must agree."""
+
+import hashlib
+import json
+import threading
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import save_file
+
+import inference
+from midog.boxes import merge_near
+from midog.detect import SystemDetector, ahead, cut_candidate, detect_file, find_candidates
+from midog.errors import UserError
+from midog.job import SOCKETS
+from midog.models.yolo11 import BINS, YOLO11
+from midog.slide import Slide, open_slide
+from midog.system import load_system
+
+CPU = torch.device("cpu")
+SLUG, SOCKET = next((slug, socket) for slug, socket in SOCKETS.items() if socket.track == 1)
+SAMPLE = next((ROOT / "test/input/track1/images").glob("*/*"))
+TAGS = {"photometric": "rgb", "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER", "metadata": None}
+
+
+class ArraySlide(Slide):
+    """Pixels in memory at 0.25 um/px."""
+
+    def __init__(self, pixels):
+        super().__init__(pixels.shape[1::-1], (0.25, 0.25), (0, 0))
+        self.pixels = pixels
+
+    def _read(self, x, y, width, height):
+        return self.pixels[y : y + height, x : x + width]
+
+
+def read_sample(width, height):
+    """The upper left of the committed region: uint8 (height, width, 3)."""
+    with open_slide(SAMPLE, None) as slide:
+        return slide.read(0, 0, width, height)
+
+
+def write_random_system(folder):
+    """A system of a detector alone, random but for its small boxes; its batch norms have seen the sample."""
+    torch.manual_seed(0)
+    network = YOLO11("n")
+    for name, values in network.named_parameters():
+        if "23.cv2." in name and name.endswith(".2.weight"):
+            values.data.zero_()
+        elif "23.cv2." in name and name.endswith(".2.bias"):
+            values.data.view(4, BINS)[:, 1] = 10  # a stride from the centre to each side
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+    tiles = np.stack([read_sample(1600, 256)[:, x : x + 256] for x in (0, 400, 800)])
+    with torch.no_grad():
+        network.train()(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
+    folder.mkdir(parents=True)
+    save_file(network.state_dict(), folder / "detector.safetensors")
+    detector = {
+        "network": "yolo11",
+        "options": {"scale": "n"},
+        "tile": 512,
+        "overlap": 0.2,
+        "um_per_px": 0.25,
+        "confidence": 0.7,
+        "nms_iou": 0.3,
+        "merge_iou": 0,
+        "merge_um": 7.5,
+        "context_um": 0,
+        "weights": "detector.safetensors",
+        "sha256": hashlib.sha256((folder / "detector.safetensors").read_bytes()).hexdigest(),
+        "calibration": {"scale": 1.0, "shift": -1.1},
+    }
+    values = {"system": folder.name, "version": "0", "track": 1, "views": 1, "members": [], "detector": detector}
+    values |= {"data": [], "training": {}, "metrics": {}}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder of models with one random system for Track 1."""
+    folder = tmp_path_factory.mktemp("model")
+    write_random_system(folder / "random")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Four tiles with tissue: uint8 (600, 700, 3)."""
+    return read_sample(700, 600)
+
+
+# --- a detector that must be right --------------------------------------------
+
+
+def black_dots(tiles):
+    """A detector of single black pixels: a box of 10 px around each."""
+    found = []
+    for tile in tiles:
+        y, x = torch.nonzero(tile.amax(0) == 0, as_tuple=True)
+        boxes = torch.stack([x - 5, y - 5, x + 5, y + 5], 1).numpy().astype(np.float32)
+        found.append((boxes, np.full(len(boxes), 0.9, np.float32)))
+    return found
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (127, 129), (300, 200)])
+def test_each_dot_is_found_once_where_it_is(size):
+    width, height = size
+    pixels = np.random.default_rng(0).integers(120, 250, (height, width, 3), np.uint8)
+    dots = {(0, 0), (width - 1, 0), (width - 1, height - 1), (width // 2, height // 2), (min(58, width - 1), 0)}
+    for x, y in dots:
+        pixels[y, x] = 0
+    boxes, scores = find_candidates(ArraySlide(pixels), black_dots, 64, 0.2, CPU, batch=3)
+    kept = merge_near(boxes, scores, 3)
+    centres = (boxes[kept, :2] + boxes[kept, 2:]) / 2
+    assert sorted(map(tuple, centres.tolist())) == sorted(dots)
+
+
+def test_a_tile_without_tissue_is_not_looked_at():
+    def detector(tiles):
+        raise AssertionError
+
+    boxes, scores = find_candidates(ArraySlide(np.full((900, 700, 3), 244, np.uint8)), detector, 512, 0.2, CPU)
+    assert boxes.shape == (0, 4)
+    assert scores.shape == (0,)
+
+
+def test_what_a_classifier_sees():
+    pixels = np.full((100, 100, 3), 200, np.uint8)
+    pixels[40:61, 30:51] = 10  # centre 40, 50
+    box = np.array([35, 45, 45, 55], np.float32)
+    square = cut_candidate(ArraySlide(pixels), box, 21 * 0.25, 21)
+    assert square.shape == (21, 21, 3)
+    assert np.all(square == 10)
+    assert np.all(cut_candidate(ArraySlide(pixels), box, 0, 10) == 10)  # the box itself
+    wide = cut_candidate(ArraySlide(pixels), box, 63 * 0.25, 63)
+    assert np.all(wide[21:42, 21:42] == 10)
+    assert (wide == 10).sum() == 21 * 21 * 3
+    corner = cut_candidate(ArraySlide(pixels), np.array([-5, -5, 5, 5], np.float32), 21 * 0.25, 21)
+    assert np.all(corner[:10] == 255)
+    assert np.all(corner[10:, 10:] == 200)
+
+
+def test_reading_ahead_keeps_order_passes_errors_and_stops():
+    assert list(ahead(range(50), 3)) == list(range(50))
+
+    def broken():
+        yield 1
+        raise UserError("a.tif: damaged")
+
+    with pytest.raises(UserError, match="damaged"):
+        list(ahead(broken(), 3))
+    threads = threading.active_count()
+    endless = ahead(iter(int, 1), 3)
+    next(endless)
+    endless.close()
+    assert threading.active_count() == threads
+
+
+# --- the same pixels, the same figures ----------------------------------------
+
+
+def test_neither_batch_nor_order_changes_the_result(model, pixels):
+    detect = SystemDetector(load_system(model / "random"), CPU, None)
+    slide = ArraySlide(pixels)
+    one = detect(slide, batch=1)
+    assert len(one) > 5
+    assert 0 < (one["probability"] >= 0.5).sum() < len(one)
+    for other in (detect(slide, batch=16), detect(slide, lambda places: places[::-1], batch=1)):
+        assert len(other) == len(one)
+        np.testing.assert_allclose(other["box"], one["box"], atol=0.02)
+        np.testing.assert_allclose(other["probability"], one["probability"], atol=1e-3)
+
+
+def write_image(path, pixels, origin=(0, 0)):
+    """Lossless at 0.25 um/px, by suffix."""
+    if path.suffix == ".mha":
+        image = sitk.GetImageFromArray(pixels, isVector=True)
+        image.SetSpacing((0.00025, 0.00025))
+        image.SetOrigin(origin)
+        sitk.WriteImage(image, str(path))
+    elif path.suffix == ".png":
+        Image.fromarray(pixels).save(path, dpi=(101_600, 101_600))
+    else:
+        tifffile.imwrite(path, pixels, compression="zlib", tile=(128, 128), **TAGS)
+
+
+def test_every_format_gives_the_same_points(model, pixels, tmp_path):
+    found = []
+    for name in ("a.tif", "a.mha", "a.png"):
+        write_image(tmp_path / name, pixels[:400, :500])
+        warnings = []
+        points, table = detect_file(tmp_path / name, load_system(model / "random"), "cpu", None, warnings.append, print)
+        assert warnings == []
+        found.append((points, table["probability"]))
+    assert len(found[0][0]) > 3
+    for points, probabilities in found[1:]:
+        np.testing.assert_allclose(points, found[0][0], atol=1e-9)
+        np.testing.assert_array_equal(probabilities, found[0][1])
+
+
+# --- whole jobs ---------------------------------------------------------------
+
+
+def run_job(tmp_path, model, pixels, name="a.tif", origin=(0, 0)):
+    """The points of a job through inference.py."""
+    folder = tmp_path / "job"
+    (folder / "images").mkdir(parents=True)
+    write_image(folder / "images" / name, pixels, origin)
+    interface = {"slug": SLUG, "relative_path": "images"}
+    (folder / "inputs.json").write_text(json.dumps([{"image": {"name": name}, "interface": interface}]))
+    out = tmp_path / "out"
+    assert inference.main(["--input", str(folder), "--output", str(out), "--model", str(model)]) == 0
+    result = json.loads((out / SOCKET.result_name).read_text())
+    assert result["type"] == "Multiple points"
+    return result["points"]
+
+
+@pytest.mark.parametrize("level", [255, 244, 0])
+def test_no_tissue_is_an_empty_list(model, tmp_path, capfd, level):
+    assert run_job(tmp_path, model, np.full((600, 700, 3), level, np.uint8)) == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [(1, 1), (100, 100), (511, 513)])
+def test_images_about_as_small_as_a_tile(model, pixels, tmp_path, capfd, size):
+    width, height = size
+    points = run_job(tmp_path, model, pixels[:height, :width])
+    assert capfd.readouterr().err == ""
+    assert bool(points) == (size != (1, 1))
+    for point in points:
+        assert 0 <= point["probability"] <= 1
+
+
+def test_coordinates_above_10_mm_are_written_with_one_warning(model, pixels, tmp_path, capfd):
+    points = run_job(tmp_path, model, pixels[:300, :400], "a.mha", origin=(12, 0))
+    assert points
+    assert all(12 <= point["point"][0] < 12.2 for point in points)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: ")
+    assert f"{len(points)} of {len(points)} points" in lines[0]

@@ -1,0 +1,446 @@
+"""Track 1's way from labelled fields to a system: tiles, losses, both trainings, a kill and a resume, evaluation."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from midog.detect import SystemDetector
+from midog.errors import UserError
+from midog.system import load_system
+from resources.data import synthetic
+from resources.data.fields import Field, read_fields
+from resources.train import candidate, evaluate_detection
+from resources.train.detector import read_detector_plan
+from resources.train.losses import contrastive_loss, focal_loss
+from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate
+
+SIZE = 256
+TISSUE, FIGURE, LOOK_ALIKE = (220, 160, 190), (60, 20, 90), (20, 110, 20)
+EVEN = {"figure": 1, "look_alike": 1, "background": 1, "crops": 1}
+
+
+def disc(pixels, x, y, colour, radius=6):
+    cv2.circle(pixels, (round(x), round(y)), radius, colour, -1, cv2.LINE_AA)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """Two fields with dark figures and green look-alikes on even tissue."""
+    made = []
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        pixels = np.full((600, 700, 3), TISSUE, np.uint8)
+        places = np.stack(np.meshgrid(np.arange(40, 680, 80), np.arange(40, 580, 80)), -1).reshape(-1, 2)
+        places = generator.permutation(places)[:16].astype(np.float32)
+        for number, place in enumerate(places):
+            disc(pixels, *place, FIGURE if number < 8 else LOOK_ALIKE)
+        made.append(Field(f"{seed}.png", "a", "set", pixels, (0.25, 0.25), places[:8], places[8:]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def crops():
+    made = np.full((3, 128, 128, 3), TISSUE, np.uint8)
+    for crop in made:
+        disc(crop, 63.5, 63.5, FIGURE)
+    return made
+
+
+def discs(item):
+    """Centres of the dark discs of a tile that are more than half there: (K, 2) px."""
+    image = item["img"].permute(1, 2, 0).numpy().astype(int)
+    likeness = 1 - np.abs(image - FIGURE).sum(2) / np.abs(np.subtract(TISSUE, FIGURE)).sum()
+    _, _, rows, middles = cv2.connectedComponentsWithStats((likeness > 0.7).astype(np.uint8))
+    return middles[1:][rows[1:, cv2.CC_STAT_AREA] > 60]
+
+
+def boxes_px(item):
+    """Corners of an item's boxes: (N, 4) px."""
+    boxes = item["bboxes"].numpy() * SIZE
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+
+
+def inside(points, margin):
+    return ((points > margin) & (points < SIZE - margin)).all(1)
+
+
+@pytest.mark.parametrize(
+    ("source", "mosaic", "tolerance"),
+    [("figure", 0, 1.5), ("look_alike", 0, 1.5), ("background", 0, 1.5), ("crops", 0, 6), ("figure", 1, 6)],
+)
+def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic, tolerance):
+    """The tolerance is a disc's radius where a seam may cut one, and all are of one size there."""
+    scale = 0.05 if tolerance < 2 else 0.0
+    how = TileAugmentation(rotation=180, flip=0.5, scale=scale, mosaic_epochs=mosaic)
+    tiles = TileDataset(fields, crops, SIZE, 40, {source: 1}, how, seed=5)
+    whole = 0
+    for item in (tiles[number] for number in range(40)):
+        seen, corners = discs(item), boxes_px(item)
+        assert corners.min(initial=0) > -0.01
+        assert corners.max(initial=0) < SIZE + 0.01
+        uncut = corners[(corners[:, 2:] - corners[:, :2] > 49.99).all(1)]
+        middles = (uncut[:, :2] + uncut[:, 2:]) / 2
+        whole += len(uncut)
+        if tolerance < 2:
+            assert all(np.hypot(*(seen - middle).T).min() < tolerance for middle in middles)
+        for point in seen[inside(seen, 32)]:
+            assert np.hypot(*(middles - point).T).min() < tolerance
+    assert whole > 20
+
+
+def test_boxes_are_cut_at_the_edge(fields, crops):
+    tiles = TileDataset(fields, crops, SIZE, 1, EVEN, TileAugmentation(), seed=0)
+    box = tiles._boxes(np.array([[10.0, 128.0]]))[0] * SIZE
+    assert box.tolist() == pytest.approx([17.5, 128, 35, 50])
+
+
+def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
+    plain, mixed = (
+        TileDataset(fields, crops, SIZE, 20, {"figure": 1}, TileAugmentation(mixup=mixup), seed=1) for mixup in (0, 1)
+    )
+    for number in range(20):
+        count = len(plain[number]["bboxes"])
+        torch.testing.assert_close(mixed[number]["bboxes"][:count], plain[number]["bboxes"])
+    assert sum(len(mixed[number]["bboxes"]) for number in range(20)) > 1.5 * sum(
+        len(plain[number]["bboxes"]) for number in range(20)
+    )
+
+
+def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
+    how = TileAugmentation(180, 0.5, 0.1, mixup=0.5, randaugment=2, erase=0.5, mosaic_epochs=1)
+    tiles = TileDataset(fields, crops, SIZE, 4, EVEN, how, seed=3)
+    sampler = EpochSampler(tiles)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    here = [tiles[number] for number in range(8)]
+    assert torch.equal(before, torch.get_rng_state())
+    for epoch in (1, 0):
+        sampler.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(tiles, 2, sampler=sampler, num_workers=2 * epoch, collate_fn=collate)
+        for step, batch in enumerate(loader):
+            first = here[4 * epoch + 2 * step : 4 * epoch + 2 * step + 2]
+            assert torch.equal(batch["img"], torch.stack([item["img"] for item in first]))
+            assert torch.equal(batch["bboxes"], torch.cat([item["bboxes"] for item in first]))
+            owners = [number for number, item in enumerate(first) for _ in item["bboxes"]]
+            assert batch["batch_idx"].tolist() == owners
+    assert not torch.equal(here[0]["img"], here[4]["img"])
+
+
+def test_tiles_are_drawn_around_what_the_shares_say(fields, crops, monkeypatch):
+    tiles = TileDataset(fields, crops, SIZE, 1, {"figure": 3, "crops": 1}, TileAugmentation(), seed=0)
+    monkeypatch.setattr(tiles, "_pasted", lambda random: "crops")
+    monkeypatch.setattr(tiles, "_window", lambda field, centre, size, random: "figure")
+    drawn = [tiles._tile(np.random.default_rng(seed)) for seed in range(400)]
+    assert 0.19 < drawn.count("crops") / 400 < 0.31
+    assert TileDataset(fields, crops[:0], SIZE, 1, EVEN, TileAugmentation(), 0).sources == [*EVEN][:3]
+
+
+def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
+    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
+    figure = np.full((1, 2), 64, np.float32)
+    field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
+    tiles = TileDataset([field], crops, SIZE, 1, {"crops": 1}, TileAugmentation(), seed=0)
+    assert all(tiles[number]["img"].shape == (3, SIZE, SIZE) for number in range(10))
+
+
+def test_focal_loss_is_equation_2():
+    logits, targets = torch.tensor([0.4, -1.2, 2.0]), torch.tensor([1.0, 1.0, 0.0])
+    p = torch.sigmoid(logits)
+    expected = -(
+        (1 - p[0]) ** 2 * torch.log(p[0]) + (1 - p[1]) ** 2 * torch.log(p[1]) + 1.5 * p[2] ** 2 * torch.log(1 - p[2])
+    )
+    assert focal_loss(logits, targets, 2.0, 1.0, 1.5) == pytest.approx(expected.item() / 3)
+    soft = torch.tensor([0.3, 1.0, 0.0])
+    entropy = F.binary_cross_entropy_with_logits(logits, soft)
+    assert focal_loss(logits, soft, 0.0, 1.0, 1.0) == pytest.approx(entropy.item())
+    assert focal_loss(torch.tensor([200.0, -200.0]), torch.tensor([0.0, 1.0]), 2.0, 1.0, 1.5).isfinite()
+
+
+def test_contrastive_loss_by_hand():
+    """Rows 0 and 1 are partners and at a right angle, row 2 has none and lies on row 0."""
+    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0]], requires_grad=True)
+    loss = contrastive_loss(features, torch.tensor([1, 1, 0]), 0.5)
+    row0, row1 = np.log(1 + np.exp(1 / 0.5)), np.log(2)  # similarities to the other two: 0 and 1; 0 and 0
+    assert loss.item() == pytest.approx((row0 + row1) / 2)
+    loss.backward()
+    assert features.grad[0, 1] < 0  # towards its partner
+    assert features.grad[2, 1] > 0  # away from row 0's
+    alone = contrastive_loss(features, torch.tensor([0, 1, 2]), 0.5)
+    assert alone == 0
+    alone.backward()
+    assert features.grad.isfinite().all()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images: case a twice, at .25 and at .5 um/px, and case b without figures; the folder."""
+    made = tmp_path / "set"
+    made.mkdir()
+    for name, side in (("one.png", 200), ("two.png", 100), ("three.png", 200)):
+        pixels = np.full((side, side, 3), TISSUE, np.uint8)
+        disc(pixels, 30, 60, FIGURE)
+        Image.fromarray(pixels).save(made / name)
+    (made / "images.csv").write_text("image,case,um_per_px\none.png,a1,0.26\ntwo.png,a2,0.5\nthree.png,,0.25\n")
+    rows = ["one.png,30,60,mitotic figure", "two.png,30,60,mitotic figure", "one.png,9,9,non-mitotic figure"]
+    (made / "figures.csv").write_text("\n".join(["image,x,y,label", *rows, ""]))
+    return made
+
+
+def test_fields_are_read_chosen_and_resampled(folder):
+    one, two, three = read_fields([folder])
+    assert (one.um_per_px[0], two.um_per_px[0], two.size) == (0.26, 0.25, (200, 200))
+    assert one.figures.tolist() == [[30, 60]]
+    assert one.look_alikes.tolist() == [[9, 9]]
+    assert two.figures.tolist() == [[60.5, 120.5]]
+    assert (two.pixels[120:122, 60:62].reshape(-1, 3) == FIGURE).all()
+    assert len(three.figures) == 0
+    assert two.area_mm2 == pytest.approx(0.0025)
+    for cases, names in (("a2,three.png", ["two.png", "three.png"]), ("-a", ["three.png"]), ("-1,three", ["two.png"])):
+        assert [field.name for field in read_fields([f"{folder}:{cases}"])] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("images.csv", "um_per_px", "spacing", "images.csv: column um_per_px is missing"),
+        ("images.csv", "0.26", "fine", "images.csv: line 2: um_per_px is fine"),
+        ("images.csv", "0.26", "0", "images.csv: an um_per_px is not above 0"),
+        ("images.csv", "one.png", "none.png", "none.png: cannot be read"),
+        ("figures.csv", "x,y", "left,top", "figures.csv: column x, y is missing"),
+        ("figures.csv", "9,9", "9,", "figures.csv: line 4: y is nan"),
+        ("figures.csv", "non-mitotic", "unsure", "label 'unsure figure' is unknown"),
+    ],
+)
+def test_broken_tables(folder, name, old, new, words):
+    path = folder / name
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=words):
+        read_fields([folder])
+
+
+def test_selections_that_choose_nothing(folder, tmp_path):
+    for selection, words in ((f"{folder}:c", "case c is not there"), (f"{folder}:-a,three", "no image is left")):
+        with pytest.raises(UserError, match=words):
+            read_fields([selection])
+    with pytest.raises(UserError, match="no images.csv"):
+        read_fields([tmp_path])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two procedural fields of 256 px with a figure in each quarter, and crops of figures; their folders."""
+    root = tmp_path_factory.mktemp("data")
+    pages = synthetic.stack(8, seed=4)[0].reshape(2, 2, 2, 128, 128, 3).transpose(0, 1, 3, 2, 4, 5)
+    (root / "fields").mkdir()
+    images, figures = [], []
+    for number, pixels in enumerate(pages.reshape(2, 256, 256, 3)):
+        Image.fromarray(pixels).save(root / "fields" / f"{number}.png")
+        images.append(f"{number}.png,case{number},0.25")
+        for x, y in ((64, 64), (192, 64), (64, 192), (192, 192)):
+            figures.append(f"{number}.png,{x},{y},{'non-' * (x == y == 192)}mitotic figure")
+    (root / "fields/images.csv").write_text("\n".join(["image,case,um_per_px", *images, ""]))
+    (root / "fields/figures.csv").write_text("\n".join(["image,x,y,label", *figures, ""]))
+    (root / "crops/crops").mkdir(parents=True)
+    for number, crop in enumerate(synthetic.stack(2, seed=5)[0]):
+        Image.fromarray(crop).save(root / f"crops/crops/{number}.png")
+    (root / "crops/labels.csv").write_text("file,label\ncrops/0.png,0\ncrops/1.png,1\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def system(data):
+    """The paper's recipe, with every augmentation it names, shrunk; the path of its YAML."""
+    values = yaml.safe_load((ROOT / "resources/systems/sztu.yaml").read_text())
+    values["system"] = "tiny"
+    # After so few steps every score is about the network's first: one in 1,000.
+    values["detector"] |= {"tile": 64, "confidence": 1e-4}
+    values["detector"]["options"]["scale"] = "n"
+    values["detector"]["training"] |= {"tile": 64, "epochs": 2, "tiles_an_epoch": 8, "batch": 4}
+    values["detector"]["training"]["augmentation"]["mosaic_epochs"] = 1
+    values["classifier"]["member"] |= {"options": {"name": "test_convnext"}, "size": 32}
+    values["classifier"]["training"] |= {"epochs": 3, "crops_an_epoch": 16, "batch": 8, "least_score": 1e-4}
+    path = data / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class Killed(BaseException):
+    pass
+
+
+def arguments(data, system, out, *more):
+    said = ["--data", f"{data}/fields:case0", "--crops", f"{data}/crops", "--validation", f"{data}/fields:case1"]
+    return [*said, "--system", str(system), "--out", str(out), "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def killed(data, system):
+    """A training of the detector, killed after its first epoch; its folder."""
+    from resources.train import detector, yolo_trainer
+
+    out = data / "detector"
+    whole = yolo_trainer.YOLO11Trainer.save_model
+
+    def save_and_die(trainer):
+        whole(trainer)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLO_CONFIG_DIR", str(data / "settings"))
+        patch.setenv("YOLO_VERBOSE", "False")
+        patch.setattr(yolo_trainer.YOLO11Trainer, "save_model", save_and_die)
+        with pytest.raises(Killed):
+            detector.main(arguments(data, system, out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def resumed(data, system, killed):
+    """The same folder after a second process ended it, with nothing but an empty home; what that one said."""
+    home = data / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("YOLO_", "XDG_"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(home)}
+    command = [sys.executable, ROOT / "resources/train/detector.py", *arguments(data, system, killed, "--resume")]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_a_run_is_not_mixed_with_another(data, system, killed, capsys):
+    from resources.train import detector
+
+    assert detector.main(arguments(data, system, killed)) == 1
+    assert "give --resume" in capsys.readouterr().err
+    assert detector.main(arguments(data, system, killed, "--resume", "--seed", "1")) == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert detector.main(arguments(data / "nowhere", system, data / "typo")) == 1
+    assert not (data / "typo").exists()
+
+
+def test_a_killed_detector_goes_on_with_its_second_epoch(data, killed, resumed):
+    rows = list(csv.DictReader((killed / "results.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    model = load_system(killed / "model/tiny")
+    assert (model.data, model.members) == (("fields:case0", "crops"), ())
+    assert model.training["detector"]["epochs"] == 2
+    assert sorted(path.name for path in killed.iterdir()) == sorted(
+        ["args.yaml", "finished", "model", "recipe.yaml", "results.csv", "ultralytics", "weights"]
+    )
+
+
+def test_a_detectors_training_keeps_to_its_folder_and_says_little(data, resumed):
+    assert [str(path) for path in (data / "home").rglob("*") if path.is_file()] == []
+    lines = resumed.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["training", "epoch", "validation"]
+    assert lines[1].startswith("epoch 2, box_loss ")
+    assert resumed.stderr == ""
+
+
+@pytest.mark.parametrize("marked", [True, False])  # without the mark: killed between the last epoch and the export
+def test_a_finished_detector_is_only_exported_again(data, system, killed, resumed, marked, monkeypatch):
+    from resources.train import detector, yolo_trainer
+
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(data / "settings"))
+    monkeypatch.setattr(yolo_trainer.YOLO11Trainer, "train", lambda trainer: pytest.fail("trained again"))
+    before = (killed / "model/tiny/detector.safetensors").read_bytes()
+    shutil.rmtree(killed / "model")
+    if not marked:
+        (killed / "finished").unlink()
+    assert detector.main(arguments(data, system, killed, "--resume")) == 0
+    assert (killed / "model/tiny/detector.safetensors").read_bytes() == before
+
+
+def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, killed, resumed, monkeypatch, capsys):
+    def train(out, *more):
+        return candidate.main(arguments(data, system, data / out, "--detector", str(killed / "model/tiny"), *more))
+
+    assert train("whole") == 0
+    saved = candidate.save_checkpoint
+
+    def save_and_die(path, state):
+        saved(path, state)
+        if len(state["rows"]) == 2:
+            raise Killed
+
+    monkeypatch.setattr(candidate, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        train("cut")
+    monkeypatch.setattr(candidate, "save_checkpoint", saved)
+    assert train("cut", "--resume", "--context-um", "16") == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert train("cut", "--resume") == 0
+    for name in ("classifier.safetensors", "model.yaml"):
+        assert (data / "whole/model/tiny" / name).read_bytes() == (data / "cut/model/tiny" / name).read_bytes()
+    assert [row["epoch"] for row in csv.DictReader((data / "cut/epochs.csv").open())] == ["1", "2", "3"]
+
+    model = load_system(data / "whole/model/tiny")
+    said = []
+    found = SystemDetector(model, torch.device("cpu"), said.append)(read_fields([f"{data}/fields:case1"])[0])
+    assert len(found) > 0
+    assert ((found["probability"] > 0) & (found["probability"] < 1)).all()
+    assert said == []
+    capsys.readouterr()
+    assert evaluate_detection.main(["--model", str(data / "whole/model"), "--data", f"{data}/fields:case1"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[0] == "fields:case1"
+    assert (int(row[1]) + int(row[3]), int(row[-1])) == (3, len(found))
+
+
+def test_a_detector_that_finds_nothing_is_no_reason_to_stop(data, system, killed, resumed):
+    values = yaml.safe_load(system.read_text())
+    values["classifier"]["training"] |= {"least_score": 1.0, "epochs": 1}
+    path = data / "blind.yaml"
+    path.write_text(yaml.safe_dump(values))
+    more = "--detector", str(killed / "model/tiny")
+    assert candidate.main(arguments(data, path, data / "blind", *more)) == 0
+    assert load_system(data / "blind/model/tiny").metrics["validation_f1_two_stages"] == 0
+
+
+def test_features_and_logits_are_the_networks_own():
+    crops = torch.rand(2, 3, 32, 32)
+    for name, options in (
+        ("timm", {"name": "test_convnext"}),
+        ("convnextv2", {"widths": [8, 16], "depths": [1, 1], "stem": "early"}),
+    ):
+        network = candidate.NETWORKS[name](**options).eval()
+        features, logits = candidate.features_and_logits(network, crops)
+        torch.testing.assert_close(logits, network(crops)[:, 0])
+        assert features.shape[0] == 2
+        assert features.ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("detector", {"shares": {"figures": 1}}, "unknown key figures; known: figure, look_alike"),
+        ("detector", {"tiles_an_epoch": 3}, "at least one batch"),
+        ("classifier", {"augmentation": {"turn": 1}}, "unknown key turn"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(system, tmp_path, part, change, words):
+    values = yaml.safe_load(system.read_text())
+    values[part]["training"] |= change
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=words):
+        (read_detector_plan if part == "detector" else candidate.read_candidate_plan)(str(path))
+
+
+@pytest.mark.parametrize("name", ["sztu", "sztu_small"])
+def test_recipes_of_the_project_are_read(name):
+    read_detector_plan(name)
+    _, plan = candidate.read_candidate_plan(name)
+    with torch.device("meta"):
+        candidate.NETWORKS[plan.member.network](**plan.member.options)
