@@ -7,6 +7,7 @@ um_per_px) is tissue without figures. `resources/data/prepare.py` makes both.
 """
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import cv2
@@ -57,8 +58,8 @@ def read_fields(selections):
     """Read the fields of one or several folders.
 
     Args:
-        selections: strings FOLDER or FOLDER:CASE,CASE (only these) or FOLDER:-TEXT,TEXT (all cases but those that
-            hold one of the texts). The case of an image without one is its name.
+        selections: strings FOLDER, or FOLDER:CASE,CASE (only these), or FOLDER:-CASE,CASE (all but these). A CASE
+            may hold * for any text; the case of an image without one is its name.
 
     Returns:
         list of `Field`.
@@ -118,15 +119,14 @@ def _check(path, table, needed, numbers):
 def _select(images, cases, selection):
     if not cases:
         return images
-    if cases.startswith("-"):
-        without = cases[1:].split(",")
-        return images[~images.case.map(lambda case: any(text in case for text in without))]
-    wanted = cases.split(",")
-    absent = sorted(set(wanted) - set(images.case))
+    patterns = cases.removeprefix("-").split(",")
+    fits = {pattern: images.case.map(lambda case, pattern=pattern: fnmatchcase(case, pattern)) for pattern in patterns}
+    absent = [pattern for pattern in patterns if not fits[pattern].any()]
     if absent:
         known = ", ".join(sorted(set(images.case))[:20])
         raise UserError(f"{selection}: case {', '.join(absent)} is not there; known: {known}")
-    return images[images.case.isin(wanted)]
+    chosen = np.any(list(fits.values()), axis=0)
+    return images[~chosen if cases.startswith("-") else chosen]
 
 
 def _read_field(folder, row, figures):
