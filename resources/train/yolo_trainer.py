@@ -95,7 +95,7 @@ class FieldValidator:
     keys = ["validation/average_precision", "validation/f1", "validation/threshold"]
 
     def __call__(self, trainer):
-        recalibrate(trainer.ema.ema, trainer.dataset, trainer.batch_size, trainer.preprocess_batch)
+        recalibrate(trainer.ema.ema, trainer.dataset, min(trainer.batch_size, 64), trainer.preprocess_batch)
         network = inference_network(trainer.ema.ema)
         bar = tqdm(self.fields, "validation", leave=False, disable=None)
         found = [detect_field(network, field, self.settings) for field in bar]
