@@ -39,6 +39,8 @@ class DetectorRecipe:
         learning_rate, final_learning_rate, weight_decay: AdamW, a cosine from the first to the second.
         warmup_epochs: linear rise before.
         patience: stop after so many epochs without a better validation.
+        weight_average: decay a step of the averaged weights; 0 is Ultralytics' own, .9999 (1 - e^(-step / 2000)), which
+            in a run of some thousand steps hardly averages.
         half_precision: train in bfloat16.
         shares: of what the tiles are drawn around, see `TileDataset`.
         augmentation: see `TileAugmentation`.
@@ -54,6 +56,7 @@ class DetectorRecipe:
     weight_decay: float
     warmup_epochs: float
     patience: int
+    weight_average: float
     half_precision: bool
     shares: dict
     augmentation: TileAugmentation

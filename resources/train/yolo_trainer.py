@@ -198,6 +198,12 @@ class YOLO11Trainer(DetectionTrainer):
             drop_last=True,
         )
 
+    def _setup_train(self):
+        super()._setup_train()
+        most = self.plan.training.weight_average
+        if most:
+            self.ema.decay = lambda step: min(most, step / (step + 9))  # the first weights are noise: forget them soon
+
     def _build_train_pipeline(self):
         BaseTrainer._build_train_pipeline(self)  # without DetectionTrainer's look at label files
 
