@@ -156,10 +156,9 @@ def load_system(folder):
     """
     path = Path(folder) / "model.yaml"
     values = read_yaml(path)
-    if not isinstance(values, dict) or not isinstance(values.get("members"), list):
+    listed = isinstance(values, dict) and isinstance(values.get("members"), list)
+    if not listed or (values.get("track") == 2 and not values["members"]):
         raise UserError(f"{path}: no list of members; train or unpack the system again")
-    if values.get("track") == 2 and not values["members"]:
-        raise UserError(f"{path}: the list of members is empty; train or unpack the system again")
     if values.get("track") == 1 and "detector" not in values:
         raise UserError(f"{path}: no detector; train or unpack the system again")
     members = [
@@ -228,12 +227,12 @@ def find_system(model_dir, name, track):
         name = fitting[0]
     elif name not in found:
         raise UserError(f"{model_dir / name / 'model.yaml'}: not found; choose another --system or --model ({listed})")
-    system = load_system(model_dir / name)
-    if system.track != track:
+    other = _track(model_dir / name)
+    if other is not None and other != track:
         raise UserError(
-            f"{system.folder / 'model.yaml'}: is for Track {system.track}, the job for Track {track}; choose another"
+            f"{model_dir / name / 'model.yaml'}: is for Track {other}, the job for Track {track}; choose another"
         )
-    return system
+    return load_system(model_dir / name)
 
 
 def _track(folder):

@@ -8,9 +8,12 @@ os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(os.environ.get("TMPDIR", "
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # Ultralytics would set it to 1
 
 import numpy as np  # noqa: E402
+import PIL.Image  # noqa: E402
 import torch  # noqa: E402
 from torch.optim.swa_utils import update_bn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
+
+open_image = PIL.Image.open
 from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import SPPF  # noqa: E402
@@ -21,6 +24,8 @@ from midog.detect import NetworkDetector, find_candidates  # noqa: E402
 from midog.models.yolo11 import ATTENTION_BLOCK, OUTPUT_BLOCKS, YOLO11  # noqa: E402
 from resources.train.augment import jitter_contrast, jitter_stain  # noqa: E402
 from resources.train.tiles import EpochSampler, collate  # noqa: E402
+
+PIL.Image.open = open_image  # Ultralytics' own asks for one more package whenever an image is broken
 
 VALIDATION_CONFIDENCE = 0.05
 MATCH_UM = 7.5
