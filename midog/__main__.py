@@ -10,10 +10,10 @@ from pathlib import Path
 
 from midog import job
 from midog.errors import UserError, brief, exit_code
+from midog.stack import CROP_SIDE
 from midog.system import find_system, model_folder
 
 RESULT_NAMES = {socket.track: socket.result_name for socket in job.SOCKETS.values()}
-CROP_SIDE = 128  # px of a page of Track 2
 LARGEST_CROP_SIDE = 512  # px; crops scanned more finely are larger than the platform's
 
 
@@ -158,7 +158,6 @@ def track_of_image(path):
 
 def first_page(path):
     """(width, height) px of the first page, and whether another one of this size follows."""
-
     try:
         if path.suffix.lower() == ".mha":
             import SimpleITK as sitk

@@ -24,7 +24,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Detector:
+class DetectorDesign:
     """The network that finds candidates, and how a slide is cut for it and its boxes are joined.
 
     Attributes:
@@ -37,9 +37,6 @@ class Detector:
         nms_iou: of two boxes in a tile that overlap more, one stays.
         merge_iou, merge_um: candidates of overlapping tiles are one figure if their boxes overlap so much, or
             if their centres are so near; one of the two is 0.
-        context_um: side of what the classifier sees around a candidate; 0 is the box itself.
-        weights, sha256: safetensors file beside model.yaml.
-        calibration: of the score, where no classifier follows.
     """
 
     network: str
@@ -51,6 +48,18 @@ class Detector:
     nms_iou: float
     merge_iou: float
     merge_um: float
+
+
+@dataclass(frozen=True)
+class Detector(DetectorDesign):
+    """A trained `DetectorDesign`.
+
+    Attributes:
+        context_um: side of what the classifier sees around a candidate; 0 is the box itself.
+        weights, sha256: safetensors file beside model.yaml.
+        calibration: of the score, where no classifier follows.
+    """
+
     context_um: float
     weights: str
     sha256: str

@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 
 from midog.classify import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.system import parse, read_yaml  # noqa: E402
+from midog.system import DetectorDesign, parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import read_fields  # noqa: E402
 from resources.train.common import operating_shift, prepare_out, save_weights, write_model  # noqa: E402
@@ -63,18 +63,9 @@ class DetectorRecipe:
 
 
 @dataclass(frozen=True)
-class DetectorPlan:
+class DetectorPlan(DetectorDesign):
     """The `detector` part of a system's YAML: the design as in model.yaml, and the training."""
 
-    network: str
-    options: dict
-    tile: int
-    overlap: float
-    um_per_px: float
-    confidence: float
-    nms_iou: float
-    merge_iou: float
-    merge_um: float
     training: DetectorRecipe
 
 
