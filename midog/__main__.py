@@ -107,11 +107,7 @@ def draw(track, result, arguments, warn):
 
 
 def check_mpp(arguments, track):
-    if arguments.mpp is None:
-        return
-    if not 0 < arguments.mpp < math.inf:
-        raise UserError(f"--mpp {arguments.mpp:g}: um per pixel must be above 0; 0.25 is usual")
-    if track == 2:
+    if arguments.mpp is not None and track == 2:
         raise UserError(f"{arguments.image}: the resolution of a stack is read from the file; leave --mpp out")
 
 
