@@ -23,7 +23,7 @@ from resources.data.fields import Field, read_fields
 from resources.train import candidate, evaluate_detection
 from resources.train.detector import read_detector_plan
 from resources.train.losses import contrastive_loss, focal_loss
-from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate
+from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate, darkest, match_stain
 
 SIZE = 256
 TISSUE, FIGURE, LOOK_ALIKE = (220, 160, 190), (60, 20, 90), (20, 110, 20)
@@ -152,6 +152,41 @@ def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
     field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
     tiles = TileDataset([field], crops, SIZE, 1, {"crops": 1}, TileAugmentation(), seed=0)
     assert all(tiles[number]["img"].shape == (3, SIZE, SIZE) for number in range(10))
+
+
+def test_a_pasted_stain_comes_to_its_surroundings():
+    generator = np.random.default_rng(0)
+    patch, tile = (
+        (colour + 12 * generator.standard_normal((129, 129, 1))).clip(0, 255).astype(np.uint8)
+        for colour in ((150, 110, 190), TISSUE)
+    )
+    tile[:40] = 255  # glass has no say
+
+    def distance(share):
+        return np.abs(match_stain(patch, tile, share).mean((0, 1)) - tile[40:].mean((0, 1))).max()
+
+    assert np.array_equal(match_stain(patch, np.full_like(tile, 250), 1.0), patch)
+    assert distance(0.0) > 25
+    assert distance(0.5) == pytest.approx(distance(0.0) / 2, abs=4)
+    assert distance(1.0) < 4
+
+
+def test_discs_keep_their_distance_from_a_crop_s_figure(fields, crops):
+    tiles = TileDataset(fields, crops, SIZE, 1, {"crops": 1}, TileAugmentation(), seed=0)
+    random = np.random.default_rng(0)
+    with_figure = 0
+    for _, middle, figures, radius in (tiles._place_in_crop(random, 40) for _ in range(200)):
+        with_figure += len(figures)
+        away = np.hypot(*(middle - 63.5))
+        assert away <= radius - 18 if len(figures) else away >= radius + 18
+    assert 100 < with_figure < 160
+
+
+def test_the_darkest_place_is_a_nucleus():
+    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
+    disc(pixels, 3, 64, FIGURE)
+    places = [np.array(place) for place in ((20.0, 20.0), (2.0, 65.0), (127.9, 127.9))]
+    assert darkest(pixels, places) is places[1]
 
 
 def test_focal_loss_is_equation_2():

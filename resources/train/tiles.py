@@ -1,8 +1,9 @@
 """Training tiles for the detectors: drawn at random from labelled fields and from crops of figures.
 
 A tile is one resampling of its field: place, rotation, flips and scale are one
-affine map. Crops, whose figure is in the middle, are pasted into windows of the
-fields as discs with a soft edge.
+affine map. Parts of crops, with their figure or without, are pasted into windows
+of the fields as discs with a soft edge, so that neither a seam nor another
+laboratory's stain is a sign of a figure.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ from torchvision.transforms import v2
 
 BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
 WHITE = (255, 255, 255)
-PATCH = 48  # px from the middle to the edge of what is pasted
-PASTED_RADIUS = 26, 44  # px of the disc
+PATCH = 64  # px from the middle to the edge of what is pasted
+PASTED_RADIUS = 28, 56  # px of the disc
+FIGURE_RADIUS = 18  # px
 MOST_PASTED = 5  # in a tile
-PASTED_FIGURES = 0.6  # share of figures among them
-FREE_RADIUS = 72  # px around another cell where no figure may be: the disc at its largest, and half a figure's box
-TRIES = 20  # of finding one; fields can be smaller than that
+PASTED_FROM_CROPS = 0.75  # share; the rest is cut from fields, without a figure
+PASTED_FIGURES = 0.65  # share of discs with a figure among those from crops
+OTHER_CELL_RADIUS = 28  # px of a disc that leaves a crop's figure out
+DARKEST_OF = 6  # places that are drawn; nuclei teach more than stroma does
+TRIES = 20  # of finding a place without a figure; fields can be smaller than that
+GLASS = 225  # lightness from which a pixel is none of tissue
+LEAST_TISSUE = 100  # pixels, every fourth both ways, to measure a stain on
 SHARES = ("figure", "look_alike", "background", "crops")
 
 
@@ -146,43 +152,49 @@ class TileDataset(torch.utils.data.Dataset):
         return np.concatenate([linear, offset[:, None]], 1)
 
     def _pasted(self, random):
-        """A window of a field with figures from crops pasted into it, and other cells in the same way.
-
-        The other cells teach that a seam or another stain is no sign of a figure.
-        """
+        """A window of a field with discs from crops and from other fields pasted into it."""
         field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
         tile, points = self._window(field, random.random(2) * field.size, self.size, random)
         for _ in range(random.integers(1, MOST_PASTED + 1)):
             place = random.integers(0, self.size, 2)
             radius = random.uniform(*PASTED_RADIUS)
-            is_figure = random.random() < PASTED_FIGURES
-            if is_figure:
-                crop = self.crops[random.integers(len(self.crops))]
-                source, centre = crop, np.full(2, (crop.shape[0] - 1) / 2)
-            elif cell := self._other_cell(random):
-                source, centre = cell
+            if random.random() < PASTED_FROM_CROPS:
+                source, centre, figures, radius = self._place_in_crop(random, radius)
+            elif found := self._place_in_field(random, radius):
+                source, centre, figures = *found, np.zeros((0, 2))
             else:
                 continue
             matrix = self._matrix(centre, 2 * PATCH + 1, random)
             patch = cv2.warpAffine(source, matrix, (2 * PATCH + 1,) * 2, borderMode=cv2.BORDER_REFLECT_101)
-            paste(tile, patch, place, radius)
+            paste(tile, match_stain(patch, tile, random.random()), place, radius)
             # As at a tile's edge: a figure whose middle shows keeps its box, or it would be learnt as background.
             points = points[np.hypot(*(points - place).T) > radius]
-            if is_figure:
-                points = np.concatenate([points, place[None]])
-        return tile, points
+            points = np.concatenate([points, figures @ matrix[:, :2].T + matrix[:, 2] - PATCH + place])
+        return tile, points[((points >= 0) & (points < self.size)).all(1)]
 
-    def _other_cell(self, random):
-        """Pixels and a place in them, no figure near: a look-alike, or anywhere; None where chance finds none."""
+    def _place_in_crop(self, random, radius):
+        """A crop, the middle of a disc in it, the figures in the disc (N, 2), and the disc's radius."""
+        crop = self.crops[random.integers(len(self.crops))]
+        figure = np.full(2, (crop.shape[0] - 1) / 2)
+        if random.random() < PASTED_FIGURES:
+            return crop, figure + on_circle(random, random.random() * (radius - FIGURE_RADIUS)), figure[None], radius
+        away = OTHER_CELL_RADIUS + FIGURE_RADIUS
+        places = [figure + on_circle(random, random.uniform(away, figure[0])) for _ in range(DARKEST_OF)]
+        return crop, darkest(crop, places), np.zeros((0, 2)), OTHER_CELL_RADIUS
+
+    def _place_in_field(self, random, radius):
+        """Pixels and the middle of a disc without a figure: a look-alike, or anywhere; None where chance finds none."""
         for _ in range(TRIES):
             if self.look_alikes and random.random() < 0.5:
                 number, place = self.look_alikes[random.integers(len(self.look_alikes))]
-                field = self.fields[number]
+                field, places = self.fields[number], [place]
             else:
                 field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
-                place = random.random(2) * field.size
-            if not len(field.figures) or np.hypot(*(field.figures - place).T).min() > FREE_RADIUS:
-                return field.pixels, place
+                places = list(random.random((DARKEST_OF, 2)) * field.size)
+            away = radius + FIGURE_RADIUS
+            places = [each for each in places if (np.hypot(*(field.figures - each).T) > away).all()]
+            if places:
+                return field.pixels, darkest(field.pixels, places)
         return None
 
     def _mosaic(self, random):
@@ -205,6 +217,40 @@ class TileDataset(torch.utils.data.Dataset):
         height, width = (int(min(self.size, round(side))) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
         top, left = random.integers(0, self.size - height + 1), random.integers(0, self.size - width + 1)
         image[:, top : top + height, left : left + width] = 0
+
+
+def on_circle(random, radius):
+    """A point on a circle around the origin: float (2,)."""
+    angle = random.uniform(0, 2 * np.pi)
+    return radius * np.array([np.cos(angle), np.sin(angle)])
+
+
+def darkest(pixels, places):
+    """That of some places (x, y) around which the red channel, which haematoxylin absorbs, is darkest."""
+
+    def red(place):
+        x, y = (max(0, int(each) - 5) for each in place)
+        return pixels[y : y + 11, x : x + 11, 0].mean()
+
+    return min(places, key=red)
+
+
+def match_stain(patch, tile, share):
+    """Move a patch's colours towards a tile's: mean and deviation of its tissue in CIELAB (Reinhard et al. 2001).
+
+    Args:
+        patch, tile: uint8 (H, W, 3).
+        share: of the way, in [0, 1].
+    """
+    ours, theirs = (cv2.cvtColor(each, cv2.COLOR_RGB2LAB) for each in (patch, tile[::4, ::4]))
+    from_tissue, to_tissue = (each[each[..., 0] < GLASS].astype(np.float32) for each in (ours[::4, ::4], theirs))
+    if min(len(from_tissue), len(to_tissue)) < LEAST_TISSUE:
+        return patch
+    gain = (to_tissue.std(0) / from_tissue.std(0).clip(1)).clip(0.5, 2)
+    offset = to_tissue.mean(0) - gain * from_tissue.mean(0)
+    # One straight line a channel: what every lightness and colour becomes.
+    lines = share * (gain * np.arange(256)[:, None] + offset) + (1 - share) * np.arange(256)[:, None]
+    return cv2.cvtColor(cv2.LUT(ours, lines.clip(0, 255).astype(np.uint8)[:, None]), cv2.COLOR_LAB2RGB)
 
 
 def paste(tile, patch, place, radius):
