@@ -156,6 +156,20 @@ def cut_candidate(slide, box, context_um, size, margin=1.0):
     return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BILINEAR, box=area))
 
 
+def with_score(probabilities, scores, weight):
+    """A classifier's probabilities and a detector's scores as one: logit(p) + weight x logit(score).
+
+    Args:
+        probabilities, scores: float32 (K,), in [0, 1].
+        weight: 0 leaves the classifier alone, as the paper does.
+
+    Returns:
+        float32 (K,).
+    """
+    classifier, detector = (torch.logit(torch.from_numpy(each), eps=1e-6) for each in (probabilities, scores))
+    return torch.sigmoid(classifier + weight * detector).numpy()
+
+
 class SystemDetector:
     """A `midog.system.System` for Track 1 on a device: `SystemDetector(system, device)(slide)`.
 
@@ -192,7 +206,8 @@ class SystemDetector:
             calibrated = Calibrated(torch.nn.Identity(), self.part.calibration.scale, self.part.calibration.shift)
             return calibrated(torch.from_numpy(found["score"])).numpy()
         crops = (cut_candidate(slide, box, self.part.context_um, self.crop_size) for box in found["box"])
-        return classify(ahead(crops, 64), self.classifier, self.device, self.warn)
+        probabilities = classify(ahead(crops, 64), self.classifier, self.device, self.warn)
+        return with_score(probabilities, found["score"], self.part.score_weight)
 
 
 def detect_file(path, system, device_name, um_per_px, warn, log, progress=lambda places: places):

@@ -56,11 +56,13 @@ class Detector(DetectorDesign):
 
     Attributes:
         context_um: side of what the classifier sees around a candidate; 0 is the box itself.
+        score_weight: of the detector's logit beside the classifier's, see `midog.detect.with_score`.
         weights, sha256: safetensors file beside model.yaml.
         calibration: of the score, where no classifier follows.
     """
 
     context_um: float
+    score_weight: float
     weights: str
     sha256: str
     calibration: Calibration

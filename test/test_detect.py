@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import inference
 from midog.boxes import merge_near
-from midog.detect import SystemDetector, ahead, cut_candidate, detect_file, find_candidates
+from midog.detect import SystemDetector, ahead, cut_candidate, detect_file, find_candidates, with_score
 from midog.errors import UserError
 from midog.job import SOCKETS
 from midog.models.yolo11 import BINS, YOLO11
@@ -74,6 +74,7 @@ def write_random_system(folder):
         "merge_iou": 0,
         "merge_um": 7.5,
         "context_um": 0,
+        "score_weight": 0,
         "weights": "detector.safetensors",
         "sha256": hashlib.sha256((folder / "detector.safetensors").read_bytes()).hexdigest(),
         "calibration": {"scale": 1.0, "shift": -1.1},
@@ -108,6 +109,14 @@ def black_dots(tiles):
         boxes = torch.stack([x - 5, y - 5, x + 5, y + 5], 1).numpy().astype(np.float32)
         found.append((boxes, np.full(len(boxes), 0.9, np.float32)))
     return found
+
+
+def test_the_detector_s_logit_is_added_by_its_weight():
+    probabilities, scores = np.array([0.5, 0.8, 1.0], np.float32), np.array([0.2, 0.5, 0.2], np.float32)
+    np.testing.assert_allclose(with_score(probabilities, scores, 0), probabilities, atol=1e-6)
+    fused = with_score(probabilities, scores, 0.5)  # odds: 1 x (1 / 4) ** .5, and 4 x 1
+    np.testing.assert_allclose(fused[:2], [1 / 3, 0.8], atol=1e-6)
+    assert 0.99 < fused[2] < 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 30), (127, 129), (300, 200)])

@@ -12,7 +12,7 @@ and the classifier together.
 import argparse
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ from tqdm import tqdm  # noqa: E402
 from midog.boxes import match, merge_near  # noqa: E402
 from midog.classify import NetworkClassifier, Views, choose_device, classify, load_network, normalise  # noqa: E402
 from midog.detect import NETWORKS as DETECTORS  # noqa: E402
-from midog.detect import NetworkDetector, cut_candidate, find_candidates  # noqa: E402
+from midog.detect import NetworkDetector, cut_candidate, find_candidates, with_score  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.models.classifiers import NETWORKS  # noqa: E402
 from midog.models.yolo11 import fuse  # noqa: E402
@@ -108,6 +108,7 @@ class CandidatePlan:
 
     views: int
     context_um: float
+    score_weight: float
     member: Design
     training: CandidateRecipe
 
@@ -381,7 +382,8 @@ def predict(network, plan, views, candidates, device):
     """P(mitotic figure) before calibration, as inference computes it: float32 (N,)."""
     classifier = Views(NetworkClassifier(network, 1 / MARGIN, plan.member.size), views)
     network.eval()
-    return classify(iter(candidates.images.permute(0, 2, 3, 1).numpy()), classifier, device, tqdm.write)
+    probabilities = classify(iter(candidates.images.permute(0, 2, 3, 1).numpy()), classifier, device, tqdm.write)
+    return with_score(probabilities, candidates.scores, plan.score_weight)
 
 
 def best_f1(probabilities, hits, truths):
@@ -405,11 +407,9 @@ def best_f1(probabilities, hits, truths):
 def train(arguments):
     values, plan = read_candidate_plan(arguments.system)
     if arguments.context_um is not None:
-        plan = CandidatePlan(plan.views, arguments.context_um, plan.member, plan.training)
+        plan = replace(plan, context_um=arguments.context_um)
     if arguments.seed is not None:
-        plan = CandidatePlan(
-            plan.views, plan.context_um, plan.member, CandidateRecipe(**vars(plan.training) | {"seed": arguments.seed})
-        )
+        plan = replace(plan, training=replace(plan.training, seed=arguments.seed))
     stage1 = load_system(arguments.detector)
     part = stage1.detector
     device = choose_device(arguments.device)
@@ -484,7 +484,7 @@ def export(arguments, values, plan, stage1, weights, validation, truths, device)
     f1, threshold = best_f1(probabilities, validation.labels.numpy(), truths)
     member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": operating_shift(threshold)}}
     member |= {"weights": "classifier.safetensors", "sha256": sha256}
-    detector = asdict(stage1.detector) | {"context_um": plan.context_um}
+    detector = asdict(stage1.detector) | {"context_um": plan.context_um, "score_weight": plan.score_weight}
     write_model(
         folder,
         {

@@ -193,7 +193,7 @@ def export(arguments, values, plan, network, curve):
     sha256 = save_weights(network.state_dict(), folder / "detector.safetensors")
     shift = operating_shift(curve["threshold"])
     detector = {name: value for name, value in asdict(plan).items() if name != "training"}
-    detector |= {"context_um": 0.0, "weights": "detector.safetensors", "sha256": sha256}
+    detector |= {"context_um": 0.0, "score_weight": 0.0, "weights": "detector.safetensors", "sha256": sha256}
     detector["calibration"] = {"scale": 1.0, "shift": shift}
     metrics = {f"validation_{name}": round(value, 4) for name, value in curve.items()}
     write_model(
