@@ -8,7 +8,7 @@ cd "$here"
 source ./environment.sh
 
 if [ -n "$file" ]; then
-  python -m midog predict "$file" --out "$out"
+  python -m midog predict "$file" --out "$out" --report
   exit
 fi
 for job in test/input/track1 test/input/track2; do

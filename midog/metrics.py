@@ -1,14 +1,341 @@
-"""The organisers' metrics. Track 2: counts from the class, ROC AUC from the confidence."""
+"""The organisers' metrics, number for number, from cases that were checked before.
+
+Track 1 counts with `score_detection` of evalutils, its average precision comes
+from torchmetrics; Track 2 counts classes, its ROC AUC comes from scikit-learn.
+(DeepMicroscopy, MIDOG25_T1_evaluation_docker and MIDOG25_T2_evaluation_docker,
+evaluate.py.) Both kinds of case can also be counted at any other threshold.
+"""
+
+import math
+from collections import namedtuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+MATCH_MM = 7.5e-3
+HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
+ROI_TYPES = ("hotspot", "challenging", "random")
+EPSILON = 1e-6  # the organisers', against division by zero
+FROC_THRESHOLDS, FROC_MOST_FALSE, FROC_STEPS = 40, 8, 50
+RECALL_STEPS = np.arange(0, 1.01, 0.01).tolist()  # the organisers' 101, rounding errors included
 
-def classification_metrics(labels, probabilities):
-    """Track 2's metrics; atypical is the positive class and .5 the operating point.
+Steps = namedtuple("Steps", ["scores", "true", "all"])
+Steps.__doc__ = """What a falling threshold lets in.
+
+scores: float64 (K,), falling, all different.
+true, all: int64 (K,), the true positives, and all positives, that each score adds.
+"""
+
+
+def _steps(scores, true_at, needed):
+    """`Steps` from a case's scores.
 
     Args:
-        labels: int (N,), 0 normal, 1 atypical.
+        scores: float64 (N,).
+        true_at: function of a threshold: the number of true positives among scores from it on.
+        needed: the scores at which that number can change.
+    """
+    distinct, count = np.unique(scores, return_counts=True)
+    true = np.zeros(len(distinct), np.int64)
+    known = 0
+    for score in np.unique(needed)[::-1]:
+        total = true_at(score)
+        true[np.searchsorted(distinct, score)] = total - known
+        known = total
+    return Steps(distinct[::-1], true[::-1], count[::-1])
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionCase:
+    """Track 1: an image, its truth and what was predicted for it.
+
+    Attributes:
+        image: its name.
+        domain: tumour domain, a number or a text.
+        roi_type: one of `ROI_TYPES`.
+        truths: float64 (T, 3), mm, in the order of the ground truth, which decides ties of the matching.
+        points: float64 (N, 3), mm.
+        accepted: bool (N,), the points named "mitotic figure".
+        scores: float64 (N,), `probability`.
+    """
+
+    image: str
+    domain: object
+    roi_type: str
+    truths: np.ndarray
+    points: np.ndarray
+    accepted: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def positives(self):
+        return len(self.truths)
+
+    @cached_property
+    def counts(self):
+        """(true_positives, false_negatives, false_positives) of the accepted points."""
+        from evalutils.scorers import score_detection
+
+        found = self._on_plane[self.accepted]
+        return score_detection(ground_truth=self.truths.tolist(), predictions=found.tolist(), radius=MATCH_MM)
+
+    @property
+    def _on_plane(self):
+        return self.points * (1, 1, 0)
+
+    @cached_property
+    def _hits(self):
+        """For each truth the points within the radius, nearest first."""
+        if len(self.truths) == 0 or len(self.points) == 0:
+            return []
+        from evalutils.scorers import find_hits_for_targets
+
+        return find_hits_for_targets(targets=self.truths, predictions=self._on_plane, radius=MATCH_MM)
+
+    def matched(self, allowed):
+        """The greedy matching of `score_detection` when only some points are there.
+
+        Args:
+            allowed: bool (N,).
+
+        Returns:
+            bool (N,), the points that a truth took.
+        """
+        taken = np.zeros(len(allowed), bool)
+        points = self._match(allowed)
+        taken[points[points >= 0]] = True
+        return taken
+
+    @cached_property
+    def missed(self):
+        """int64 (F,), indices of the truths that no accepted point matched."""
+        return np.flatnonzero(self._match(self.accepted) < 0)
+
+    def _match(self, allowed):
+        """int64 (T,), the point that each truth took, or -1."""
+        free = allowed.tolist()
+        taken = np.full(len(self.truths), -1, np.int64)
+        for truth, near in enumerate(self._hits):
+            for point in near:
+                if free[point]:
+                    free[point] = False
+                    taken[truth] = point
+                    break
+        return taken
+
+    @cached_property
+    def steps(self):
+        near = np.concatenate([np.zeros(0, np.int64), *self._hits]).astype(np.int64)
+        return _steps(self.scores, lambda score: int(self.matched(self.scores >= score).sum()), self.scores[near])
+
+
+@dataclass(frozen=True, eq=False)
+class StackCase:
+    """Track 2: a stack, its labels and what was predicted for it.
+
+    Attributes:
+        image: its name.
+        domains: (N,), tumour domain of each page.
+        labels: bool (N,), True where atypical.
+        called: bool (N,), True where the predicted class is "atypical".
+        scores: float64 (N,), `confidence`, P(atypical).
+    """
+
+    image: str
+    domains: np.ndarray
+    labels: np.ndarray
+    called: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def positives(self):
+        return int(self.labels.sum())
+
+    @property
+    def counts(self):
+        """(true positives, false positives, false negatives, true negatives), int."""
+        labels, called = self.labels, self.called
+        pairs = ((labels, called), (~labels, called), (labels, ~called), (~labels, ~called))
+        return tuple(int((truth & answer).sum()) for truth, answer in pairs)
+
+    def of_domain(self, domain):
+        """The pages of one tumour domain."""
+        mine = self.domains == domain
+        return StackCase(self.image, self.domains[mine], self.labels[mine], self.called[mine], self.scores[mine])
+
+    @cached_property
+    def steps(self):
+        atypical = self.scores[self.labels]
+        return _steps(self.scores, lambda score: int((atypical >= score).sum()), atypical)
+
+
+# --- counts at every threshold ------------------------------------------------
+
+
+def operating_points(cases):
+    """Counts over all cases at every threshold at which they change.
+
+    Args:
+        cases: `DetectionCase`s or `StackCase`s.
+
+    Returns:
+        `Steps` whose counts are totals: of the positives with a score from `scores[i]` on.
+    """
+    joined = [np.concatenate(parts) for parts in zip(*(case.steps for case in cases), strict=True)]
+    scores, true, positives = joined or (np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    order = np.argsort(-scores, kind="stable")
+    scores, true, positives = scores[order], true[order].cumsum(), positives[order].cumsum()
+    last = np.append(scores[1:] != scores[:-1], True) if len(scores) else np.zeros(0, bool)
+    return Steps(scores[last], true[last], positives[last])
+
+
+def counts_at(points, threshold):
+    """(true positives, all positives) of `operating_points` from a threshold on; arrays for several thresholds."""
+    place = np.searchsorted(-points.scores, -np.asarray(threshold), side="right")
+    return np.append(0, points.true)[place], np.append(0, points.all)[place]
+
+
+def f1(true_positives, false_negatives, false_positives):
+    """The organisers' F1, of counts or arrays of them: 1.0 where there is nothing to find and nothing is found."""
+    return (2 * true_positives + EPSILON) / (2 * true_positives + false_positives + false_negatives + EPSILON)
+
+
+def bootstrap_by_image(counts, metric, draws=1000, seed=0):
+    """95 % interval of a metric of summed counts when whole images are drawn with replacement.
+
+    Args:
+        counts: int (images, K).
+        metric: function of K arrays (draws,), the summed counts.
+        draws: number of resamples.
+        seed: of the draws.
+
+    Returns:
+        (low, high) floats.
+    """
+    counts = np.asarray(counts)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
+    low, high = np.nanpercentile(metric(*(weights @ counts).T), [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --- Track 1 ------------------------------------------------------------------
+
+
+def average_precision(cases):
+    """COCO's AP at an IoU of 0.5 over all points, whatever their name; -1 where no image has a figure.
+
+    Squares of 22.5 um in mm, as they are: COCO's classes of area do not touch the figure over all areas. With equal
+    scores the order of the images counts, and so does the order of the points in an image. The back end
+    faster-coco-eval gives pycocotools' figures here, and only the IoU that is asked for is computed.
+    """
+    if not any(case.positives for case in cases):
+        return -1.0
+    import torch
+    from torchmetrics.detection.mean_ap import MeanAveragePrecision
+
+    metric = MeanAveragePrecision(
+        iou_thresholds=[0.5],
+        rec_thresholds=RECALL_STEPS,
+        max_detection_thresholds=[1, 10, 1_000_000],
+        backend="faster_coco_eval",
+    )
+
+    def squares(points):
+        x, y = points[:, :1], points[:, 1:2]
+        sides = np.concatenate([x - HALF_SIDE_MM, y - HALF_SIDE_MM, x + HALF_SIDE_MM, y + HALF_SIDE_MM], axis=1)
+        return {"boxes": torch.tensor(sides, dtype=torch.float32), "labels": torch.ones(len(points), dtype=torch.int)}
+
+    for case in cases:
+        scores = torch.tensor(case.scores, dtype=torch.float32)
+        metric.update([squares(case.points) | {"scores": scores}], [squares(case.truths)])
+    return metric.compute()["map_50"].item()
+
+
+def froc(cases):
+    """Free-response operating characteristic at 40 thresholds, spaced evenly from the lowest to the highest score.
+
+    Args:
+        cases: list of `DetectionCase`.
+
+    Returns:
+        false positives an image and recall, float64 (40,) each; (1,) if all scores are equal, (0,) without points.
+    """
+    points = operating_points(cases)
+    if len(points.scores) == 0:
+        return np.zeros(0), np.zeros(0)
+    high, low = points.scores[0], points.scores[-1]
+    thresholds = np.linspace(low, high, FROC_THRESHOLDS) if low < high else np.array([low])
+    true, positives = counts_at(points, thresholds)
+    return (positives - true) / len(cases), true / (sum(case.positives for case in cases) + EPSILON)
+
+
+def froc_area(cases):
+    """Area under `froc` from 0 to 8 false positives an image, not normalised (8 at most); nan without points.
+
+    Points of the curve with equally many false positives come in the order that `numpy.argsort` leaves them in, which
+    the organisers leave open too.
+    """
+    false_per_image, recall = froc(cases)
+    if len(recall) == 0:
+        return math.nan
+    order = np.argsort(false_per_image)
+    steps = np.linspace(0, FROC_MOST_FALSE, FROC_STEPS)
+    heights = np.interp(steps, false_per_image[order], recall[order], left=0, right=recall[order][-1])
+    return float(np.trapezoid(heights, steps))
+
+
+def detection_figures(cases):
+    """precision, recall, f1, AP and froc_auc, floats, of some cases; the organisers' stand-ins where there are none."""
+    true, missed, false = (sum(case.counts[index] for case in cases) for index in range(3))
+    return {
+        "precision": true / (true + false + EPSILON),
+        "recall": true / (true + missed + EPSILON),
+        "f1": f1(true, missed, false),
+        "AP": average_precision(cases),
+        "froc_auc": froc_area(cases),
+    }
+
+
+def detection_strata(cases):
+    """The cases of each tumour domain, "tumor_0" and so on, then of each ROI type, "roi_type_hotspot" and so on."""
+    strata = {
+        f"tumor_{domain}": [case for case in cases if case.domain == domain]
+        for domain in sorted({case.domain for case in cases})
+    }
+    return strata | {f"roi_type_{kind}": [case for case in cases if case.roi_type == kind] for kind in ROI_TYPES}
+
+
+def spoken(stratum):
+    """A stratum's name for people: "tumour domain 0"."""
+    for start, text in (("tumor_", "tumour domain "), ("domain_", "tumour domain "), ("roi_type_", "ROI type ")):
+        if stratum.startswith(start):
+            return text + stratum.removeprefix(start)
+    return stratum
+
+
+def detection_aggregates(cases):
+    """The `aggregates` of Track 1's metrics.json, in its order."""
+    overall = detection_figures(cases)
+    first = ("precision", "recall", "f1_score", "froc_auc", "AP")
+    aggregates = {name: overall["f1" if name == "f1_score" else name] for name in first}
+    for stratum, chosen in detection_strata(cases).items():
+        figures = overall if len(chosen) == len(cases) else detection_figures(chosen)
+        aggregates |= {f"{stratum}_{name}": figure for name, figure in figures.items()}
+    return aggregates
+
+
+# --- Track 2 ------------------------------------------------------------------
+
+
+def classification_metrics(labels, probabilities, called=None):
+    """Track 2's metrics; atypical is the positive class.
+
+    Args:
+        labels: int or bool (N,), 0 normal, 1 atypical.
         probabilities: float (N,), P(atypical).
+        called: bool (N,), the predicted class; without it, .5 is the operating point.
 
     Returns:
         dict of floats: balanced_accuracy, roc_auc, sensitivity, specificity, accuracy;
@@ -17,7 +344,7 @@ def classification_metrics(labels, probabilities):
     from sklearn.metrics import roc_auc_score
 
     labels = np.asarray(labels).astype(bool)
-    called = np.asarray(probabilities) >= 0.5
+    called = np.asarray(probabilities) >= 0.5 if called is None else called
     sensitivity = float(called[labels].mean()) if labels.any() else float("nan")
     specificity = float((~called[~labels]).mean()) if (~labels).any() else float("nan")
     both = labels.any() and (~labels).any()
@@ -49,3 +376,86 @@ def bootstrap_by_case(labels, probabilities, cases, metric, draws=1000, seed=0):
         drawn = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
         figures.append(classification_metrics(labels[drawn], probabilities[drawn])[metric])
     return tuple(float(figure) for figure in np.nanpercentile(figures, [2.5, 97.5]))
+
+
+def pooled(stacks):
+    """The pages of all stacks as one `StackCase` without a name."""
+    names = ("domains", "labels", "called", "scores")
+    return StackCase("", *(np.concatenate([getattr(stack, name) for stack in stacks]) for name in names))
+
+
+def stack_strata(stacks):
+    """The pages of each tumour domain, "domain_1" and so on: for each the `StackCase`s, cut to these pages."""
+    strata = {}
+    for domain in np.unique(pooled(stacks).domains):
+        parts = [stack.of_domain(domain) for stack in stacks]
+        strata[f"domain_{domain}"] = [part for part in parts if len(part.labels)]
+    return strata
+
+
+def balanced_accuracy(true_positives, false_positives, false_negatives, true_negatives):
+    """Mean of sensitivity and specificity, of counts or arrays of them; that of an absent class counts as 0."""
+    sensitivity = true_positives / np.maximum(true_positives + false_negatives, 1)
+    return (sensitivity + true_negatives / np.maximum(true_negatives + false_positives, 1)) / 2
+
+
+def stack_aggregates(stacks):
+    """The `aggregates` of Track 2's metrics.json, in its order.
+
+    The organisers' run ends where a class is absent over all stacks; here those figures are nan. In a domain they
+    take scikit-learn's 0 for the sensitivity (or specificity) of an absent class, and so does this.
+    """
+    names = ("sensitivity", "specificity", "balanced_accuracy", "roc_auc", "accuracy")
+    pages = pooled(stacks)
+    figures = classification_metrics(pages.labels, pages.scores, pages.called)
+    aggregates = {f"overall_{name}": figures[name] for name in names}
+    for stratum, parts in stack_strata(stacks).items():
+        part = pooled(parts)
+        figures = classification_metrics(part.labels, part.scores, part.called)
+        figures |= {name: float(np.nan_to_num(figures[name])) for name in ("sensitivity", "specificity")}
+        figures["balanced_accuracy"] = (figures["sensitivity"] + figures["specificity"]) / 2
+        aggregates[stratum] = {name: figures[name] for name in (*names[:3], "accuracy", "roc_auc")}
+    return aggregates
+
+
+# --- calibration --------------------------------------------------------------
+
+
+def scores_and_labels(cases):
+    """Every prediction's score, float64 (N,), and whether it is one of a figure (atypical one), bool (N,)."""
+    scores = np.concatenate([case.scores for case in cases])
+    if isinstance(cases[0], DetectionCase):
+        return scores, np.concatenate([case.matched(np.ones(len(case.scores), bool)) for case in cases])
+    return scores, np.concatenate([case.labels for case in cases])
+
+
+def reliability_bins(probabilities, positive, weights, count=10):
+    """Predicted probability against observed share, in bins of equal width.
+
+    Args:
+        probabilities: float (N,); values outside [0, 1] count as the nearest in it.
+        positive: bool (N,).
+        weights: float (N,).
+        count: of bins.
+
+    Returns:
+        predicted, observed, share: float64, one a bin that is not empty: weighted means, and its part of all weight.
+    """
+    clipped = np.clip(probabilities, 0, 1)
+    bins = np.minimum((clipped * count).astype(int), count - 1)
+    total, predicted, observed = (
+        np.bincount(bins, weights * values, count) for values in (np.ones(len(bins)), clipped, positive)
+    )
+    full = total > 0
+    return predicted[full] / total[full], observed[full] / total[full], total[full] / total.sum()
+
+
+def calibration_errors(probabilities, positive, weights):
+    """(expected calibration error over 10 bins, Brier score), floats; arguments as `reliability_bins`."""
+    predicted, observed, share = reliability_bins(probabilities, positive, weights)
+    brier = np.average((np.clip(probabilities, 0, 1) - positive) ** 2, weights=weights)
+    return float((share * np.abs(predicted - observed)).sum()), float(brier)
+
+
+RANKING = {1: ("F1", f1), 2: ("balanced accuracy", balanced_accuracy)}  # by track, a function of the sums of `counts`
+STRATA = {1: detection_strata, 2: stack_strata}  # by track

@@ -30,6 +30,7 @@ BAND_BYTES = 32 << 20  # of a level that an overview holds at once
 _TIFF = {".tif", ".tiff", ".btf"}
 _PICTURE = {".png", ".jpg", ".jpeg"}
 _WHOLE_SLIDE = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi"}
+SUFFIXES = _TIFF | _PICTURE | _WHOLE_SLIDE | {".mha", ".dcm"}
 
 
 def open_slide(path, warn, um_per_px=None, default_um_per_px=0.25):
@@ -69,7 +70,7 @@ def open_slide(path, warn, um_per_px=None, default_um_per_px=0.25):
     elif suffix in _WHOLE_SLIDE:
         kind, opened = f"{suffix} slide", formats.open_whole_slide
     else:
-        known = " ".join(sorted(_TIFF | _PICTURE | _WHOLE_SLIDE | {".mha", ".dcm"}))
+        known = " ".join(sorted(SUFFIXES))
         raise UserError(f"{path}: {suffix or 'no suffix'} is no known kind of image; convert it to one of {known}")
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -46,9 +46,9 @@ def read_sample(width, height):
         return slide.read(0, 0, width, height)
 
 
-def write_random_system(folder):
+def write_random_system(folder, seed=0):
     """A system of a detector alone, random but for its small boxes; its batch norms have seen the sample."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = YOLO11("n")
     for name, values in network.named_parameters():
         if "23.cv2." in name and name.endswith(".2.weight"):

@@ -13,7 +13,9 @@ from test_detect import write_random_system
 
 import inference
 from midog import __main__ as commands
+from midog.errors import UserError
 from midog.job import SOCKETS, check_detection_result, detection_result
+from midog.track import track_of_image
 
 RESULT = SOCKETS["stacked-histopathology-roi-cropouts"].result_name
 POINTS = SOCKETS["histopathology-region-of-interest-cropout"].result_name
@@ -158,7 +160,8 @@ def test_predict_follows_inference_and_report_follows_predict(random_model, tmp_
 
     a, b, c = (tmp_path / name for name in "abc")
     assert inference.main(["--input", str(REGION_JOB), "--output", str(a), "--model", str(random_model)]) == 0
-    assert commands.main(["predict", str(REGION), "--out", str(b), "--model", str(random_model)]) == 0
+    assert commands.main(["predict", str(REGION), "--out", str(b), "--model", str(random_model), "--report"]) == 0
+    b /= REGION.name
     assert (a / POINTS).read_bytes() == (b / POINTS).read_bytes()
     assert commands.main(["report", str(REGION), str(a / POINTS), "--out", str(c)]) == 0
     assert (b / "overlay.png").read_bytes() == (c / "overlay.png").read_bytes()
@@ -181,11 +184,11 @@ def test_mpp_moves_the_points_and_the_picture_follows(random_model, tmp_path, ca
         out = tmp_path / mpp
         command = ["predict", str(tmp_path / "a.png"), "--out", str(out), "--model", str(random_model), "--mpp", mpp]
         assert commands.main(command) == 0
-        points[mpp] = np.array([point["point"] for point in json.loads((out / POINTS).read_text())["points"]])
+        points[mpp] = np.array([point["point"] for point in json.loads((out / "a.png" / POINTS).read_text())["points"]])
     assert capfd.readouterr().err == ""
     assert len(points["0.25"]) > 3
     np.testing.assert_allclose(points["0.26"], points["0.25"] * 0.26 / 0.25, rtol=1e-9)
-    finer = ["report", str(tmp_path / "a.png"), str(tmp_path / "0.25" / POINTS), "--mpp", "0.1"]
+    finer = ["report", str(tmp_path / "a.png"), str(tmp_path / "0.25/a.png" / POINTS), "--mpp", "0.1"]
     assert commands.main([*finer, "--out", str(tmp_path / "finer")]) == 0
     assert "outside the image" in capfd.readouterr().err  # the result was made at another resolution
 
@@ -198,24 +201,24 @@ def test_the_track_of_an_image(tmp_path, pages):
         with tifffile.TiffWriter(path) as tif:
             for width, height in sizes:
                 tif.write(np.zeros((height, width, 3), np.uint8), photometric="rgb", metadata=None, **options)
-        return commands.track_of_image(path)
+        return track_of_image(path)
 
-    assert commands.track_of_image(REGION) == 1
-    assert commands.track_of_image(next(SAMPLE.glob("images/*/*"))) == 2
+    assert track_of_image(REGION) == 1
+    assert track_of_image(next(SAMPLE.glob("images/*/*"))) == 2
     assert track("one.tif", (128, 128)) == 2
     assert track("fine.tif", (256, 256), (256, 256)) == 2
     assert track("pyramid.tif", (1600, 1200), (800, 600), (400, 300), tile=(128, 128)) == 1
     for sizes in ([(300, 300)], [(900, 900), (900, 900)]):
-        with pytest.raises(commands.UserError, match="--track 1"):
+        with pytest.raises(UserError, match="--track 1"):
             track("either.tif", *sizes)
     for name in ("a.svs", "a.png", "a.JPG", "a.ndpi", "a.dcm"):
-        assert commands.track_of_image(tmp_path / name) == 1
+        assert track_of_image(tmp_path / name) == 1
 
     import SimpleITK as sitk
 
     for name, pixels, expected in (("s.mha", pages, 2), ("r.mha", np.zeros((600, 700, 3), np.uint8), 1)):
         sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / name))
-        assert commands.track_of_image(tmp_path / name) == expected
+        assert track_of_image(tmp_path / name) == expected
 
 
 def test_commands_say_what_is_wrong_in_one_line(job, random_model, tmp_path, capfd):
@@ -253,11 +256,12 @@ def test_predict_and_report_draw_every_page(job, tmp_path, capsys):
     from PIL import Image
 
     image = next(job.glob("images/*/*.tif"))
-    assert commands.main(["predict", str(image), "--out", str(tmp_path / "a")]) == 0
-    sheet = Image.open(tmp_path / "a/contact-sheet.png")
+    assert commands.main(["predict", str(image), "--out", str(tmp_path / "a"), "--report"]) == 0
+    made = tmp_path / "a" / image.name
+    sheet = Image.open(made / "contact-sheet.png")
     assert sheet.size[0] == 5 * (128 + 16)
-    assert commands.main(["report", str(image), str(tmp_path / "a" / RESULT), "--out", str(tmp_path / "b")]) == 0
-    assert (tmp_path / "b/contact-sheet.png").read_bytes() == (tmp_path / "a/contact-sheet.png").read_bytes()
+    assert commands.main(["report", str(image), str(made / RESULT), "--out", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b/contact-sheet.png").read_bytes() == (made / "contact-sheet.png").read_bytes()
     (tmp_path / "short.json").write_text('[{"class": "normal", "confidence": 0.1}]')
     assert commands.main(["report", str(image), str(tmp_path / "short.json"), "--out", str(tmp_path / "c")]) == 1
     assert "not as many pages" in capsys.readouterr().err

@@ -1,31 +1,59 @@
+"""Overlay, gallery, density, tables and the page of a Track 1 result."""
+
+import csv
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageColor
 
+from midog import __main__ as commands
+from midog.errors import UserError
 from midog.job import detection_result
-from midog.report.overlay import (
+from midog.report.density import density_map, scale_top
+from midog.report.export import (
+    ATYPICAL,
     COLOURS,
     FIGURE,
-    HEADER,
-    LONGEST_SIDE,
-    MOST_LABELS,
+    NORMAL,
     REJECTED,
-    overlay,
-    points_px,
-    scale_bar,
-    write_overlay,
+    candidate_table,
+    figures_csv,
+    figures_geojson,
+    write_file,
 )
+from midog.report.gallery import CROP, MOST_CROPS, cut_crops, gallery
+from midog.report.hotspot import Hotspot
+from midog.report.overlay import HEADER, LONGEST_SIDE, MOST_LABELS, outside_warning, overlay, scale_bar
+from midog.report.page import NAMES, write_report
 from midog.slide import Slide
+
+REGION = next((ROOT / "test/input/track1/images").glob("*/*.tif*"))
+EXPECTED = ROOT / "test/expected/track1/mitotic-figures.json"
+SAMPLE_MPP = "0.25"
 
 
 class PlainSlide(Slide):
-    """One colour, of any size; only its overview may be asked for."""
+    """One colour, of any size; counts the px that are read."""
+
+    read_px = 0
 
     def overview(self, longest_side):
         scale = min(1, longest_side / max(self.size))
         width, height = (max(1, round(side * scale)) for side in self.size)
+        return np.full((height, width, 3), (230, 180, 215), np.uint8)
+
+    def _read(self, x, y, width, height):
+        self.read_px += width * height
         return np.full((height, width, 3), (230, 180, 215), np.uint8)
 
 
@@ -35,11 +63,24 @@ def result_of(slide, points, probabilities):
     return detection_result(slide.points_mm(points), probabilities, probabilities >= 0.5)
 
 
+def table_of(slide, points, probabilities):
+    return candidate_table(slide, result_of(slide, points, probabilities))
+
+
+def draw(slide, points, probabilities, hotspot=None, title="a.tif"):
+    return overlay(slide, slide.overview(LONGEST_SIDE), table_of(slide, points, probabilities), hotspot, title)
+
+
 def marked(picture, name):
     """Where a ring's colour is in the picture, below the header: left, top, right, bottom."""
     below = np.asarray(picture)[HEADER:]
     rows, columns = np.nonzero((below == ImageColor.getrgb(COLOURS[name])).all(-1))
     return None if len(rows) == 0 else (columns.min(), rows.min(), columns.max(), rows.max())
+
+
+def many(count, size):
+    random = np.random.default_rng(0)
+    return random.uniform(0, 1, (count, 2)) * size, np.round(random.uniform(0.2, 1, count), 4)
 
 
 @pytest.mark.parametrize("probability", [0.9, 0.1])
@@ -48,7 +89,7 @@ def test_a_ring_lies_around_its_pixel(probability, width, monkeypatch):
     monkeypatch.setattr("midog.report.overlay.MOST_LABELS", 0)  # labels bear the ring's colour
     slide = PlainSlide((width, width // 2), (0.2, 0.5), (3.0, -1.5))
     place = np.array([0.3 * width, 0.2 * width])
-    picture = overlay(slide, result_of(slide, [place], [probability]), "a.tif")
+    picture = draw(slide, [place], [probability])
     left, top, right, bottom = marked(picture, FIGURE if probability >= 0.5 else REJECTED)
     scale = min(1, LONGEST_SIDE / width)
     centre = (left + right) / 2, (top + bottom) / 2
@@ -57,50 +98,41 @@ def test_a_ring_lies_around_its_pixel(probability, width, monkeypatch):
     assert marked(picture, REJECTED if probability >= 0.5 else FIGURE) is None
 
 
-def test_points_come_back_to_their_pixels():
+def test_candidates_come_back_to_their_pixels_most_probable_first():
     slide = PlainSlide((500, 400), (0.2, 0.5), (3.0, -1.5))
-    points = np.array([[0, 0], [499, 399], [12.25, 300.5]])
-    result = result_of(slide, points, [0.9, 0.8, 0.7])
-    np.testing.assert_allclose(points_px(slide, result), points, atol=1e-9)
+    points = np.array([[499, 399], [0, 0], [12.25, 300.5]])
+    result = result_of(slide, points, [0.8, 0.4, 0.9])
+    result["points"].reverse()
+    table = candidate_table(slide, result)
+    np.testing.assert_allclose(table["place"], points[[2, 0, 1]], atol=1e-9)
+    assert table["accepted"].tolist() == [True, True, False]
 
 
 def test_labels_stand_inside_the_picture_and_only_where_they_are_few():
     slide = PlainSlide((900, 600), (0.25, 0.25), (0, 0))
 
     def columns(points):
-        return marked(overlay(slide, result_of(slide, points, [0.9] * len(points)), "a.tif"), FIGURE)
+        return marked(draw(slide, points, [0.9] * len(points)), FIGURE)
 
     assert columns([(450, 300)])[2] > 450 + 50 + 10
     assert columns([(880, 300)])[0] < 880 - 50 - 10
     assert columns([(450, 300)] * (MOST_LABELS + 1))[2] < 450 + 50 + 5
 
 
-def test_an_empty_result_is_the_slide_below_its_header(tmp_path):
-    slide = PlainSlide((700, 300), (0.25, 0.25), (0, 0))
-    warnings = []
-    path = write_overlay(slide, result_of(slide, np.zeros((0, 2)), []), tmp_path, "a.tif", warnings.append)
-    assert path == tmp_path / "overlay.png"
-    picture = np.asarray(Image.open(path))
-    assert picture.shape == (HEADER + 300, 700, 3)
-    np.testing.assert_array_equal(picture[HEADER:], slide.overview(2000))
-    assert picture[:HEADER].min() == 0  # the header says so
-    assert warnings == []
-
-
-def test_a_result_of_another_image_is_noticed(tmp_path):
-    slide = PlainSlide((700, 300), (0.25, 0.25), (0, 0))
-    warnings = []
-    write_overlay(slide, result_of(slide, [(10, 10), (10, 900)], [0.9, 0.2]), tmp_path, "a.tif", warnings.append)
-    assert len(warnings) == 1
-    assert "1 of 2 points" in warnings[0]
+def test_the_hotspot_is_drawn_where_it_lies():
+    slide = PlainSlide((1000, 800), (0.25, 0.25), (0, 0))
+    window = Hotspot(25_000, 50_000, 100_000, 75_000, 3)  # 100, 200 px; 400 x 300 px
+    picture = np.asarray(draw(slide, [], [], window))[HEADER:]
+    rows, columns = np.nonzero((picture == ImageColor.getrgb("#00a878")).all(-1))
+    edges = columns.min(), rows.min(), columns.max(), rows.max()
+    assert edges == pytest.approx((100, 200, 500, 500), abs=2)
 
 
 def test_a_huge_slide_with_many_candidates_takes_bounded_memory():
     slide = PlainSlide((200_000, 150_000), (0.25, 0.25), (0, 0))
     points = np.random.default_rng(0).uniform(0, 150_000, (5_000, 2))
-    result = result_of(slide, points, np.linspace(0, 1, len(points)))
     tracemalloc.start()
-    picture = overlay(slide, result, "a.svs")
+    picture = draw(slide, points, np.linspace(0, 1, len(points)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert picture.size == (2000, HEADER + 1500)
@@ -108,10 +140,11 @@ def test_a_huge_slide_with_many_candidates_takes_bounded_memory():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2)])
-def test_odd_sizes(size):
+def test_odd_sizes(size, tmp_path):
     slide = PlainSlide(size, (0.25, 0.25), (0, 0))
-    picture = overlay(slide, result_of(slide, [(0, 0)], [0.9]), "a name that is longer than the image is wide")
+    picture = draw(slide, [(0, 0)], [0.9], title="a name that is longer than the image is wide")
     assert picture.size[0] >= min(size[0], 2000)
+    write_report(slide, result_of(slide, [(0, 0)], [0.9]), tmp_path, "a.tif", None, lambda text: None)
 
 
 def test_the_scale_bar_is_a_round_length():
@@ -119,3 +152,270 @@ def test_the_scale_bar_is_a_round_length():
     px, label = scale_bar(2000, 7.5)
     assert (px, label) == (pytest.approx(2000 / 7.5), "2 mm")
     assert scale_bar(1, 0.25)[0] <= 1
+
+
+def test_a_result_of_another_image_is_noticed():
+    slide = PlainSlide((700, 300), (0.25, 0.25), (0, 0))
+    assert "1 of 2 points" in outside_warning(slide, table_of(slide, [(10, 10), (10, 900)], [0.9, 0.2]), "a.tif")
+    assert outside_warning(slide, table_of(slide, [(10, 10), (10, 310)], [0.9, 0.2]), "a.tif") is None
+
+
+def test_the_density_of_figures_is_what_was_counted():
+    assert density_map(np.zeros((0, 2)), (3, 2)).max() == 0
+    size = np.array([4.0, 2.0])
+    middle = density_map(np.array([[2.0, 1.0]] * 5), size)
+    assert middle.shape == (200, 400)
+    assert middle.sum() * 8 / middle.size == pytest.approx(5, rel=1e-3)
+    assert middle.max() == pytest.approx(5 / (2 * np.pi * 0.2**2), rel=0.01)
+    assert np.unravel_index(middle.argmax(), middle.shape) == pytest.approx((100, 200), abs=1)
+    places = (np.stack(np.meshgrid(np.arange(40), np.arange(20)), -1).reshape(-1, 2) + 0.5) / 10
+    even = density_map(places, size)  # 100 a mm2, up to the edges
+    np.testing.assert_allclose(even, 100, rtol=0.03)
+    assert [scale_top(np.array([most])) for most in (0, 0.13, 7.1, 10, 121)] == pytest.approx([1, 0.15, 8, 10, 150])
+
+
+def test_the_gallery_cuts_the_most_probable_and_reads_nothing_else(tmp_path):
+    slide = PlainSlide((200_000, 150_000), (0.5, 0.5), (0, 0))
+    table = table_of(slide, *many(5_000, slide.size))
+    crops = cut_crops(slide, table)
+    assert len(crops) == MOST_CROPS
+    assert slide.read_px <= MOST_CROPS * 48 * 48  # 24 um
+    sheet = gallery(crops, table, "a.svs")
+    assert sheet.size == (1120, 64 + 40 * 164)
+
+
+def test_a_crop_has_its_candidate_in_the_middle_and_white_outside_the_slide():
+    class Marked(PlainSlide):
+        def _read(self, x, y, width, height):
+            rows, columns = np.mgrid[y : y + height, x : x + width]
+            return np.repeat(((columns == 300) & (rows == 200)).astype(np.uint8)[..., None] * 255, 3, axis=2)
+
+    slide = Marked((400, 300), (0.25, 0.25), (0, 0))
+    inside, corner = cut_crops(slide, table_of(slide, [(300, 200), (0, 0)], [0.9, 0.8]))
+    rows, columns = np.nonzero(inside[..., 0])
+    assert (rows.tolist(), columns.tolist()) == ([CROP // 2], [CROP // 2])
+    assert corner[: CROP // 2 - 1].min() == 255
+    assert corner[CROP // 2 + 1 :, CROP // 2 + 1 :].max() == 0
+
+
+def test_csv_and_geojson_hold_every_candidate():
+    slide = PlainSlide((4000, 3000), (0.25, 0.5), (1.0, 2.0))
+    table = table_of(slide, [(100, 200), (3000.25, 10), (7, 8)], [0.9, 0.8, 0.3])
+    table["in_hotspot"] = [True, False, True]
+    table["atypical"] = [0.75, 0.25, np.nan]
+    rows = list(csv.DictReader(io.StringIO(figures_csv(table, True))))
+    assert [row["name"] for row in rows] == [ATYPICAL, NORMAL, REJECTED]
+    first = [*rows[0].values()]
+    assert [*rows[0]] == ["number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical"]
+    assert first == ["1", ATYPICAL, "0.900000", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
+    assert [row["in_hotspot"] for row in rows] == ["1", "0", "1"]
+    assert rows[2]["p_atypical"] == ""
+    assert "p_atypical" not in figures_csv(table, False)
+
+    collection = json.loads(figures_geojson(slide, table, Hotspot(0, 0, 500_000, 400_000, 1)))
+    assert set(collection) == {"type", "features"}
+    assert collection["type"] == "FeatureCollection"
+    *points, window = collection["features"]
+    assert points[1] == {
+        "type": "Feature",
+        "geometry": {"type": "Point", "coordinates": [3000.75, 10.5]},  # QuPath's centre of a pixel is at .5
+        "properties": {
+            "objectType": "detection",
+            "name": "2",
+            "classification": {"name": NORMAL, "color": [255, 225, 26]},
+            "measurements": {"probability": 0.8, "P(atypical)": 0.25},
+        },
+    }
+    assert points[2]["properties"]["measurements"] == {"probability": 0.3}
+    assert [point["properties"]["classification"]["name"] for point in points] == [ATYPICAL, NORMAL, REJECTED]
+    assert window["properties"]["objectType"] == "annotation"
+    assert window["geometry"]["coordinates"] == [[[0, 0], [2000, 0], [2000, 800], [0, 800], [0, 0]]]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    with pytest.raises(UserError, match="figures.csv: cannot be written"):
+        write_file(tmp_path / "missing" / "figures.csv", "text")
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match="report.html"):
+        write_file(tmp_path / "report.html", b"bytes")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+# --- the page in a browser ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Opens a page in headless Chromium; returns its DOM, or writes a screenshot."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH: the page is not opened")
+
+    def run(page, *options):
+        profile = tmp_path_factory.mktemp("profile")
+        command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        command += [f"--user-data-dir={profile}", "--window-size=1400,2400", *options, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return run
+
+
+def written(slide, points, probabilities, folder, **more):
+    lines = []
+    path = write_report(
+        slide, result_of(slide, points, probabilities), folder, "<a> & b.svs", lines.append, lines.append, **more
+    )
+    return path, lines
+
+
+def text_of(dom, identifier):
+    return re.sub(r"<[^>]*>", "", re.search(rf'id="{identifier}"[^>]*>(.*?)</(?:div|output|p)>', dom, re.DOTALL)[1])
+
+
+def test_the_page_of_twenty_thousand_candidates_opens_fast_and_is_small(browser, tmp_path):
+    slide = PlainSlide((100_000, 80_000), (0.25, 0.25), (0, 0))
+    path, lines = written(slide, *many(20_000, slide.size), tmp_path, system="sztu_small, weights 0.9")
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(NAMES)
+    assert path.stat().st_size < 6e6
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    dom = browser(path, "--dump-dom")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = int(re.search(r'data-ready-ms="(\d+)"', dom)[1]) / 1000
+    processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(seconds, processor_seconds) < 3  # the second, with the browser's start, where the machine is busy
+    accepted = int((many(20_000, slide.size)[1] >= 0.5).sum())
+    assert f"{accepted:,} mitotic figures" in text_of(dom, "recount")
+    assert "sztu_small, weights 0.9" in dom
+    assert "&lt;a&gt; &amp; b.svs" in dom
+    assert dom.count('class="card') == MOST_CROPS
+    assert not re.search(r'(?:src|href)="(?!data:)|url\(|https?://', path.read_text())
+
+
+def test_the_page_shows_and_recounts(browser, tmp_path):
+    slide = PlainSlide((20_000, 16_000), (0.25, 0.25), (0, 0))
+    points = [(4000, 4000), (4400, 4200), (4800, 4100), (15_000, 12_000), (9000, 9000)]
+    path, lines = written(slide, points, [0.95, 0.85, 0.6, 0.7, 0.3], tmp_path)
+    assert "mitotic figures 4, hotspot 3 in 2.37 mm2" in lines[0]
+    page = path.read_text()
+    moved = (
+        "const moved = document.getElementById('threshold'); moved.value = .8; moved.dispatchEvent(new Event('input'));"
+    )
+    (tmp_path / "moved.html").write_text(
+        page.replace("document.body.dataset.readyMs", f"{moved} document.body.dataset.ms")
+    )
+    dom = browser(tmp_path / "moved.html", "--dump-dom")
+    assert "2 mitotic figures · 0.1 per mm² · 2 in the hotspot window" in text_of(dom, "recount")
+    assert text_of(dom, "value") == "0.80"
+    assert len(re.findall('class="card accepted"', dom)) == 2
+
+    picture = tmp_path / "screenshot.png"
+    browser(path, "--hide-scrollbars", f"--screenshot={picture}")
+    shown = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for colour in (COLOURS[FIGURE], COLOURS[REJECTED], "#00a878"):  # on the canvas and around it
+        assert (shown == ImageColor.getrgb(colour)).all(axis=1).sum() > 20
+
+
+def test_an_empty_result_has_a_page(browser, tmp_path):
+    path, lines = written(PlainSlide((700, 300), (0.25, 0.25), (0, 0)), np.zeros((0, 2)), [], tmp_path)
+    dom = browser(path, "--dump-dom")
+    assert "no mitotic figure was accepted" in dom
+    assert "0 mitotic figures" in text_of(dom, "recount")
+    assert 'id="no-cards">' in dom  # no longer hidden
+    assert (tmp_path / "figures.csv").read_text().count("\n") == 1
+    assert json.loads((tmp_path / "figures.geojson").read_text())["features"] == []
+    picture = np.asarray(Image.open(tmp_path / "overlay.png"))
+    assert picture.shape == (HEADER + 300, 700, 3)
+    assert picture[:HEADER].min() == 0  # the header says so
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accepted(tmp_path):
+    """The sample's result with its first four candidates accepted."""
+    result = json.loads(EXPECTED.read_text())
+    for point in result["points"][:4]:
+        point.update(name=FIGURE, probability=0.9)
+    path = tmp_path / "result" / "mitotic-figures.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_track_1_and_track_2_in_one_command(accepted, tmp_path, capfd):
+    out = tmp_path / "out"
+    about = {"system": "hand-made", "version": "7", "image": {"name": REGION.name}}
+    (accepted.parent / "about.json").write_text(json.dumps(about))
+    arguments = ["report", str(REGION), str(accepted), "--out", str(out)]
+    assert commands.main([*arguments, "--atypical"]) == 0
+    said = capfd.readouterr()
+    assert "figures 4" in said.out
+    rows = list(csv.DictReader((out / "figures.csv").open()))
+    values = [float(row["p_atypical"]) for row in rows[:4]]
+    assert all(0 <= value <= 1 for value in values)
+    assert len(set(values)) > 1
+    assert all(row["p_atypical"] == "" and row["name"] == REJECTED for row in rows[4:])
+    features = json.loads((out / "figures.geojson").read_text())["features"]
+    names = [feature["properties"]["classification"]["name"] for feature in features]
+    assert names[:4] == [row["name"] for row in rows[:4]]
+    assert set(names[:4]) <= {ATYPICAL, NORMAL}
+    atypical = sum(value >= 0.5 for value in values)
+    page = (out / "report.html").read_text()
+    assert f"{atypical} of 4; 95 % interval" in page
+    assert "hand-made, weights 7" in page
+
+
+def test_a_crop_for_track_2_is_32_um_whatever_the_spacing(monkeypatch):
+    from midog import atypical
+
+    seen = []
+    monkeypatch.setattr(atypical, "load_classifier", lambda *_: None)
+    monkeypatch.setattr(atypical, "classify", lambda crops, *_: seen.extend(crops))
+
+    class Marked(PlainSlide):
+        def _read(self, x, y, width, height):
+            rows, columns = np.mgrid[y : y + height, x : x + width]
+            return np.repeat(
+                (np.maximum(abs(columns - 300), abs(rows - 200)) <= 4).astype(np.uint8)[..., None] * 255, 3, 2
+            )
+
+    slide = Marked((600, 400), (0.5, 0.5), (0, 0))  # a square of 9 px is 18 px of a crop
+    atypical.classify_figures(slide, np.array([[300.0, 200.0]]), None, lambda text: None)
+    (crop,) = seen
+    assert crop.shape == (128, 128, 3)
+    rows, columns = np.nonzero(crop[..., 0] > 127)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (55, 72, 55, 72)
+
+
+def test_wilson_interval():
+    from midog.atypical import wilson_interval
+
+    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson_interval(15, 50) == pytest.approx((0.1910, 0.4375), abs=1e-4)  # Newcombe, Stat Med 1998;17:857-872
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+def test_pytorch_is_imported_for_atypical_alone(accepted, tmp_path):
+    code = (
+        "import sys; from midog.__main__ import main;"
+        f"code = main(['report', {str(REGION)!r}, {str(accepted)!r}, '--out', {str(tmp_path / 'out')!r}]);"
+        "print(code, 'torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_what_cannot_be_reported_is_one_line(accepted, tmp_path, capfd):
+    stack = next((ROOT / "test/input/track2/images").glob("*/*.tif*"))
+    classes = ROOT / "test/expected/track2/multiple-mitotic-figure-classification.json"
+    for image, result, named in [
+        (tmp_path / "none.tiff", accepted, "none.tiff"),
+        (REGION, tmp_path / "none.json", "none.json"),
+        (stack, classes, "leave --atypical out"),
+    ]:
+        assert commands.main(["report", str(image), str(result), "--out", str(tmp_path / "out"), "--atypical"]) == 1
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1
+        assert named in said

@@ -1,10 +1,10 @@
-"""A region or slide in one picture, with its mitotic figures and the candidates that were rejected."""
+"""A region or slide in one picture, with its mitotic figures, the rejected candidates, and the hotspot."""
 
 import math
 
 import numpy as np
 
-from midog.job import POINT_NAMES
+from midog.report.export import COLOURS, FIGURE, HOTSPOT_COLOUR, REJECTED
 
 LONGEST_SIDE = 2000  # px of the slide in the picture
 MARGIN = 8  # px
@@ -12,82 +12,90 @@ HEADER = 64  # px above the slide
 GAP = 28  # px between the header's entries
 MOST_LABELS = 60  # the probabilities of more figures would hide the tissue
 BAR_SHARE = 0.15  # of the slide's width that the scale bar takes at most
-FIGURE, REJECTED = POINT_NAMES
-# Yellow and blue are apart for every kind of colour vision; in grey, lightness and size tell them apart.
-COLOURS = {FIGURE: "#ffe11a", REJECTED: "#1747c9"}
 RADIUS_UM = {FIGURE: 12.5, REJECTED: 8.0}
 LEAST_RADIUS = {FIGURE: 6, REJECTED: 3}  # px
 
 
-def points_px(slide, result):
-    """Where a Track 1 result lies on its slide.
+def overlay(slide, view, table, hotspot, title):
+    """Draw a slide with its candidates.
 
     Args:
-        slide: `midog.slide.Slide`.
-        result: the platform's "Multiple points", in mm.
-
-    Returns:
-        float64 (N, 2), x and y in level-0 px, a pixel's centre at integers.
-    """
-    points_mm = np.array([point["point"][:2] for point in result["points"]], np.float64).reshape(-1, 2)
-    return (points_mm - slide.origin_mm) / (np.array(slide.um_per_px) / 1000)
-
-
-def overlay(slide, result, title):
-    """Draw a slide with its result.
-
-    Args:
-        slide: `midog.slide.Slide`; only its overview is read, so that memory does not grow with it.
-        result: Track 1's result.
+        slide: `midog.slide.Slide`; none of its pixels are read.
+        view: its overview, uint8 (height, width, 3).
+        table: `midog.report.export.CANDIDATE` (N,).
+        hotspot: `midog.report.hotspot.Hotspot`, or None.
         title: one line on top.
 
     Returns:
-        PIL image: the slide, at most `LONGEST_SIDE` px long, below a header of `HEADER` px.
-
-    Raises:
-        UserError: the slide's pixels cannot be decoded.
+        PIL image: the view below a header of `HEADER` px.
     """
     from PIL import Image
 
-    view = Image.fromarray(slide.overview(LONGEST_SIDE))
+    view = Image.fromarray(view)
     scale = np.array(view.size) / slide.size  # px of the view a px of the slide
     um_per_px = slide.um_per_px / scale
-    _draw_points(view, (points_px(slide, result) + 0.5) * scale - 0.5, result["points"], um_per_px.mean())
-    figures = sum(point["name"] == FIGURE for point in result["points"])
-    area = math.prod(side * step / 1000 for side, step in zip(slide.size, slide.um_per_px, strict=True))
+    if hotspot:
+        _draw_window(view, hotspot.box_px(slide) * np.tile(scale, 2))
+    _draw_points(view, (table["place"] + 0.5) * scale - 0.5, table, um_per_px.mean())
+    figures = int(table["accepted"].sum())
     bar, bar_label = scale_bar(view.width, um_per_px[0])
-    entries = [  # symbol, its width in px, text
-        (FIGURE, 20, f"mitotic figures: {figures}"),
-        (REJECTED, 20, f"rejected candidates: {len(result['points']) - figures}"),
-        (None, 0, f"area: {area:.3g} mm2"),
-        ("bar", bar + MARGIN, bar_label),
+    entries = [  # what is drawn, its width in px, text
+        (_ring_symbol(FIGURE), 20, f"mitotic figures: {figures}"),
+        (_ring_symbol(REJECTED), 20, f"rejected candidates: {len(table) - figures}"),
+        (None, 0, f"area: {area_mm2(slide):.3g} mm2"),
+        (_bar_symbol(bar), bar + MARGIN, bar_label),
     ]
-    return _below_header(view, title, entries)
+    if hotspot:
+        entries.append((_window_symbol, 26, f"hotspot: {hotspot.count} in {hotspot.area_mm2:.3g} mm2"))
+    return below_header(view, title, entries)
 
 
-def _draw_points(view, centres, points, um_per_px):
+def area_mm2(slide):
+    """Of the whole image, glass included."""
+    return math.prod(side * step / 1000 for side, step in zip(slide.size, slide.um_per_px, strict=True))
+
+
+def _draw_window(view, box):
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(view)
+    left, top, right, bottom = np.rint(box).tolist()
+    right, bottom = min(right, view.width) - 1, min(bottom, view.height) - 1
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=6)
+    draw.rectangle((left, top, right, bottom), outline=HOTSPOT_COLOUR, width=4)
+
+
+def _draw_points(view, centres, table, um_per_px):
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(view), ImageFont.load_default(14)
-    radii = {name: max(RADIUS_UM[name] / um_per_px, LEAST_RADIUS[name]) for name in POINT_NAMES}
-    figures = []
-    for centre, point in zip(centres, points, strict=True):
-        if point["name"] == FIGURE:
-            figures.append((centre, f"{point['probability']:.2f}"))
-        else:
-            _ring(draw, centre, radii[REJECTED], REJECTED)
-    for centre, _ in figures:  # on top of the others
+    radii = {name: max(RADIUS_UM[name] / um_per_px, LEAST_RADIUS[name]) for name in RADIUS_UM}
+    for centre in centres[~table["accepted"]]:
+        _ring(draw, centre, radii[REJECTED], REJECTED)
+    figures = centres[table["accepted"]]
+    for centre in figures:  # on top of the others
         _ring(draw, centre, radii[FIGURE], FIGURE)
     if len(figures) > MOST_LABELS:
         return
     reach = radii[FIGURE] + 4
-    for (x, y), probability in figures:
-        fits = x + reach + font.getlength(probability) < view.width
+    for (x, y), probability in zip(figures, table["probability"][table["accepted"]], strict=True):
+        label = f"{probability:.2f}"
+        fits = x + reach + font.getlength(label) < view.width
         place, anchor = ((x + reach, y), "lm") if fits else ((x - reach, y), "rm")
-        draw.text(place, probability, "black", font, anchor, stroke_width=2, stroke_fill=COLOURS[FIGURE])
+        draw.text(place, label, "black", font, anchor, stroke_width=2, stroke_fill=COLOURS[FIGURE])
 
 
-def _below_header(view, title, entries):
+def below_header(view, title, entries):
+    """A picture below a title and a legend.
+
+    Args:
+        view: PIL image.
+        title: one line.
+        entries: of (draw(ImageDraw, left, middle) or None, its width in px, text).
+
+    Returns:
+        PIL image, `HEADER` px higher than the view, and wider where the header needs it.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     font, large = ImageFont.load_default(14), ImageFont.load_default(18)
@@ -99,13 +107,23 @@ def _below_header(view, title, entries):
     draw.text((MARGIN, MARGIN), title, "black", large)
     left, middle = MARGIN, HEADER - 18
     for symbol, symbol_width, text in entries:
-        if symbol in COLOURS:
-            _ring(draw, (left + 7, middle), LEAST_RADIUS[symbol], symbol)
-        elif symbol == "bar":
-            draw.line((left, middle, left + symbol_width - MARGIN, middle), "black", 3)
+        if symbol:
+            symbol(draw, left, middle)
         draw.text((left + symbol_width, middle), text, "black", font, anchor="lm")
         left += symbol_width + font.getlength(text) + GAP
     return picture
+
+
+def _ring_symbol(name):
+    return lambda draw, left, middle: _ring(draw, (left + 7, middle), LEAST_RADIUS[name], name)
+
+
+def _bar_symbol(length):
+    return lambda draw, left, middle: draw.line((left, middle, left + length, middle), "black", 3)
+
+
+def _window_symbol(draw, left, middle):
+    draw.rectangle((left, middle - 7, left + 18, middle + 7), outline=HOTSPOT_COLOUR, width=3)
 
 
 def _ring(draw, centre, radius, name):
@@ -130,13 +148,10 @@ def scale_bar(width, um_per_px):
     return length / um_per_px, f"{length:g} um" if length < 1000 else f"{length / 1000:g} mm"
 
 
-def write_overlay(slide, result, folder, title, warn):
-    """Draw and write `overlay.png`; returns its path. `warn` is called with one line if the result does not fit."""
-    places = points_px(slide, result)
+def outside_warning(slide, table, title):
+    """One line if points lie outside the image, or None."""
     reach = RADIUS_UM[FIGURE] / np.array(slide.um_per_px)  # a cell that the edge cuts may have its centre outside
-    outside = ((places < -reach) | (places > slide.size + reach)).any(axis=1).sum()
-    if outside:
-        warn(f"{title}: {outside} of {len(places)} points lie outside the image; is this result its own?")
-    path = folder / "overlay.png"
-    overlay(slide, result, title).save(path)
-    return path
+    outside = ((table["place"] < -reach) | (table["place"] > slide.size + reach)).any(axis=1).sum()
+    if not outside:
+        return None
+    return f"{title}: {outside} of {len(table)} points lie outside the image; is this result its own?"

@@ -70,8 +70,8 @@ def read_fields(selections):
     fields = []
     for selection in selections:
         folder, _, cases = str(selection).partition(":")
-        images, figures = _read_tables(Path(folder))
-        images = _select(images, cases, selection)
+        images, figures = read_tables(Path(folder))
+        images = select_images(images, cases, selection)
         if images.empty:
             raise UserError(f"{selection}: no image is left; choose other cases")
         by_image = dict(list(figures.groupby("image")))
@@ -80,7 +80,7 @@ def read_fields(selections):
     return fields
 
 
-def _read_tables(folder):
+def read_tables(folder):
     paths = [folder / name for name in ("images.csv", "regions.csv", "labels.csv")]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
@@ -116,7 +116,7 @@ def _check(path, table, needed, numbers):
             raise UserError(f"{path}: line {bad.argmax() + 2}: {column} is {value}, a number expected")
 
 
-def _select(images, cases, selection):
+def select_images(images, cases, selection):
     if not cases:
         return images
     patterns = cases.removeprefix("-").split(",")

@@ -1,0 +1,181 @@
+"""Plots of an evaluation: one function a picture, each draws on axes that it is given.
+
+`write_plots` puts those of a track into a folder. Matplotlib takes long to
+import, so that happens inside.
+"""
+
+import numpy as np
+
+from midog import metrics
+
+SIZE, DPI = (5.2, 4.2), 110  # inches, dots an inch
+BLUE, PALE, ORANGE, GREY = "#1f5fa8", "#9db8d9", "#c2410c", "#8a8f98"
+
+
+def write_plots(track, cases, folder):
+    """Write the plots of an evaluation as PNG.
+
+    Args:
+        track: 1 or 2.
+        cases: `midog.metrics.DetectionCase`s or `StackCase`s.
+        folder: exists.
+
+    Returns:
+        list of (path, heading, what it shows).
+    """
+    plots = {
+        1: (
+            (
+                "precision-recall",
+                "Precision and recall",
+                precision_recall,
+                "At every threshold, by the 7.5 um matching.",
+            ),
+            ("froc", "FROC", froc, "Recall over false positives an image; its area from 0 to 8 is FROC AUC."),
+            (
+                "f1-over-threshold",
+                "F1 over threshold",
+                f1_over_threshold,
+                "If points from a probability on were figures.",
+            ),
+            ("domains", "Domains", domains, "F1 as submitted, with 95 % intervals, bootstrap by image."),
+            ("reliability", "Reliability", reliability, "Share of points that are figures, by their probability."),
+        ),
+        2: (
+            ("roc", "ROC", roc, "Sensitivity over 1 - specificity."),
+            ("domains", "Domains", domains, "Balanced accuracy as submitted, 95 % intervals, bootstrap by stack."),
+            ("reliability", "Reliability", reliability, "Share of crops that are atypical, by their probability."),
+            ("confusion-matrix", "Confusion matrix", confusion_matrix, "Crops by label and predicted class."),
+        ),
+    }[track]
+    return [(write_plot(folder / f"{name}.png", draw, cases), heading, shown) for name, heading, draw, shown in plots]
+
+
+def write_plot(path, draw, *arguments):
+    """Draw on new axes, `draw(axes, *arguments)`, and write a PNG; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes, *arguments)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+    return path
+
+
+def _shares(axes, **labels):
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), **labels)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+
+
+def precision_recall(axes, cases):
+    points = metrics.operating_points(cases)
+    figures = max(1, sum(case.positives for case in cases))
+    axes.plot(points.true / figures, points.true / points.all, color=BLUE)
+    true, missed, false = (sum(case.counts[index] for case in cases) for index in range(3))
+    if true + false:
+        axes.plot(true / figures, true / (true + false), "o", color=ORANGE, label="as submitted")
+        axes.legend()
+    _shares(axes, xlabel="recall", ylabel="precision")
+
+
+def froc(axes, cases):
+    points = metrics.operating_points(cases)
+    figures = max(1, sum(case.positives for case in cases))
+    axes.plot((points.all - points.true) / len(cases), points.true / figures, color=BLUE, label="every threshold")
+    false_per_image, recall = metrics.froc(cases)
+    axes.plot(false_per_image, recall, ".", color=ORANGE, label="the organisers' 40 thresholds")
+    _shares(axes, xlabel="false positives an image", ylabel="recall")
+    axes.set_xlim(0, metrics.FROC_MOST_FALSE)
+    axes.legend(loc="lower right")
+
+
+def f1_over_threshold(axes, cases):
+    points = metrics.operating_points(cases)
+    figures = sum(case.positives for case in cases)
+    axes.plot(points.scores, metrics.f1(points.true, figures - points.true, points.all - points.true), color=BLUE)
+    axes.axvline(0.5, color=GREY, linestyle=":", label="0.5")
+    _shares(axes, xlabel="least probability that is accepted", ylabel="F1")
+    axes.legend()
+
+
+def domains(axes, cases):
+    """Bars of the ranking metric: overall, a tumour domain, a ROI type."""
+    track = 1 if isinstance(cases[0], metrics.DetectionCase) else 2
+    name, metric = metrics.RANKING[track]
+    groups = {"overall": cases} | {
+        stratum: chosen for stratum, chosen in metrics.STRATA[track](cases).items() if chosen
+    }
+    counts = [np.array([case.counts for case in chosen]) for chosen in groups.values()]
+    heights = np.array([metric(*each.sum(axis=0)) for each in counts])
+    intervals = np.array([metrics.bootstrap_by_image(each, metric) for each in counts])
+    low, high = intervals.T
+    reach = np.maximum([heights - low, high - heights], 0)  # of few images an interval can miss the figure itself
+    places = np.arange(len(groups))[::-1]
+    colours = [BLUE, *[PALE] * (len(groups) - 1)]
+    axes.barh(places, heights, xerr=reach, color=colours, ecolor="#333333", capsize=3)
+    axes.set(yticks=places, yticklabels=[metrics.spoken(group) for group in groups], xlim=(0, 1), xlabel=name)
+
+
+def reliability(axes, cases):
+    scores, positive = metrics.scores_and_labels(cases)
+    draw_reliability(axes, {"as submitted": scores}, positive, np.ones(len(scores)))
+
+
+def draw_reliability(axes, probabilities, positive, weights):
+    """Reliability diagram of one or several versions of the probabilities.
+
+    Args:
+        probabilities: dict from a name to float (N,).
+        positive: bool (N,).
+        weights: float (N,).
+    """
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    for colour, (name, values) in zip((BLUE, ORANGE), probabilities.items(), strict=False):
+        predicted, observed, _ = metrics.reliability_bins(values, positive, weights)
+        axes.plot(predicted, observed, marker="o", color=colour, label=name)
+    _shares(axes, xlabel="predicted probability", ylabel="observed share")
+    axes.legend()
+
+
+def roc(axes, cases):
+    pages = metrics.pooled(cases)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    if 0 < pages.positives < len(pages.labels):
+        from sklearn.metrics import roc_curve
+
+        axes.plot(*roc_curve(pages.labels, pages.scores)[:2], color=BLUE)
+        true, false, missed, rejected = pages.counts
+        axes.plot(false / (false + rejected), true / (true + missed), "o", color=ORANGE, label="as submitted")
+        axes.legend(loc="lower right")
+    _shares(axes, xlabel="1 - specificity", ylabel="sensitivity")
+
+
+def confusion_matrix(axes, cases):
+    true, false, missed, rejected = metrics.pooled(cases).counts
+    counts = np.array([[rejected, false], [missed, true]])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{count}\n{shares[row, column]:.1%}", ha="center", va="center", color=colour)
+    names = ["normal", "atypical"]
+    axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names, xlabel="predicted", ylabel="label")
+
+
+def draw_threshold(axes, thresholds, values, chosen, name):
+    """A metric over the threshold, with the one that was chosen.
+
+    Args:
+        thresholds, values: float (K,).
+        chosen: the threshold.
+        name: of the metric.
+    """
+    axes.plot(thresholds, values, color=BLUE)
+    axes.axvline(0.5, color=GREY, linestyle=":", label="0.5, before")
+    axes.axvline(chosen, color=ORANGE, label=f"{chosen:.3f}, becomes 0.5")
+    _shares(axes, xlabel="threshold of the probability before", ylabel=name)
+    axes.legend()

@@ -1,0 +1,310 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from midog import metrics
+from midog.__main__ import main
+from midog.evaluate import MOST_PROBLEMS, find_results, read_cases, read_ground_truth
+from midog.report import evaluation_page
+from resources.data import ground_truth
+
+TRUTH = {
+    "001.tiff": {"annotations": [[0.1, 0.1, 0], [0.2, 0.1, 0]], "tumor domain": 0, "roi type": "hotspot"},
+    "002.tiff": {"annotations": [[0.1, 0.2, 0]], "tumor domain": 2, "roi type": "hotspot"},
+    "003.tiff": {"annotations": [], "tumor domain": 2, "roi type": "random"},
+}
+STACKS = [
+    {"image": "s1.tiff", "labels": ["normal", "atypical", "normal"], "tumordomains": [1, 1, 4]},
+    {"image": "s2.tiff", "labels": ["atypical", "normal"], "tumordomains": [4, 4]},
+]
+STACK_RESULTS = {"s1.tiff": [0.2, 0.9, 0.6], "s2.tiff": [0.4, 0.3]}
+
+
+def point(x, y, probability, name=None):
+    name = name or ("mitotic figure" if probability >= 0.5 else "non-mitotic figure")
+    return {"name": name, "point": [x, y, 0], "probability": probability}
+
+
+def result(*points):
+    return {"name": "Points of interest", "type": "Multiple points", "points": list(points)}
+
+
+RESULTS = {
+    "002.tiff": result(point(0.104, 0.2, 0.8), point(0.5, 0.5, 0.3)),
+    "001.tiff": result(point(0.1, 0.1, 0.9), point(0.3, 0.3, 0.7), point(0.2, 0.1, 0.4)),
+    "003.tiff": result(),
+}
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def pages(confidences):
+    return [{"class": "atypical" if value >= 0.5 else "normal", "confidence": value} for value in confidences]
+
+
+def write_jobs(folder, results, slugs=("histopathology-region-of-interest-cropout", "mitotic-figures")):
+    jobs = []
+    for number, (image, content) in enumerate(results.items()):
+        write(folder / f"pk{number}" / "output" / f"{slugs[1]}.json", content)
+        inputs = [{"image": {"name": image}, "interface": {"slug": slugs[0], "relative_path": "images/x"}}]
+        outputs = [{"image": None, "interface": {"slug": slugs[1], "relative_path": f"{slugs[1]}.json"}}]
+        jobs.append({"pk": f"pk{number}", "status": "Succeeded", "inputs": inputs, "outputs": outputs})
+    write(folder / "predictions.json", jobs)
+    return folder
+
+
+def run(tmp_path, truth, predictions, track=1, *more):
+    path = write(tmp_path / "truth.json", truth)
+    return main(
+        ["evaluate", "--track", str(track), "--ground-truth", str(path), "--predictions", str(predictions), *more]
+    )
+
+
+def test_metrics_json_has_the_organisers_layout(tmp_path, capsys):
+    assert run(tmp_path, TRUTH, write_jobs(tmp_path / "jobs", RESULTS), 1, "--out", str(tmp_path / "out")) == 0
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [entry["image"] for entry in content["results"]] == ["002.tiff", "001.tiff", "003.tiff"]  # the jobs' order
+    assert content["results"][1] == {
+        "image": "001.tiff",
+        "gt": [],
+        "tumor_domain": 0,
+        "pred": [[0.1, 0.1, 0, 1, 0.9], [0.3, 0.3, 0, 1, 0.7], [0.2, 0.1, 0, 0, 0.4]],
+        "metrics": {"true_positives": 1, "false_negatives": 1, "false_positives": 1},
+        "roi_type": "hotspot",
+    }
+    strata = ["tumor_0", "tumor_2", "roi_type_hotspot", "roi_type_challenging", "roi_type_random"]
+    names = ("precision", "recall", "f1", "AP", "froc_auc")
+    keys = [
+        "precision",
+        "recall",
+        "f1_score",
+        "froc_auc",
+        "AP",
+        *(f"{part}_{name}" for part in strata for name in names),
+    ]
+    found = content["aggregates"]
+    assert list(found) == keys
+    assert found["f1_score"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1), abs=1e-6)
+    challenging = [found[f"roi_type_challenging_{name}"] for name in names]
+    assert challenging == [0, 0, 1.0, -1, None]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    assert re.findall(r"\S+", table["overall"])[1:7] == ["3", "3", "2", "1", "1", "0.6667"]
+    assert "1.0000" not in table["ROI type challenging"]
+    assert "no cases" in table["ROI type challenging"]
+    assert table["ROI type random"].count("n/a") == 5
+    assert "no cases: metrics.json has the organisers' stand-ins" in printed.out
+    assert "n/a: not defined" in printed.out
+
+
+def test_the_layouts_of_predictions_give_the_same(tmp_path):
+    in_jobs = read_cases(1, TRUTH, write_jobs(tmp_path / "jobs", RESULTS), None)
+    for number, name in enumerate(("{0}.json", "{1}.json", "{1}/mitotic-figures.json", "{0}/mitotic-figures.json")):
+        folder = tmp_path / str(number)
+        for image, content in RESULTS.items():
+            write(folder / name.format(image, image.removesuffix(".tiff")), content)
+        cases = read_cases(1, TRUTH, folder, None)
+        assert [case.image for case in cases] == list(TRUTH)
+        assert metrics.detection_aggregates(cases) == pytest.approx(metrics.detection_aggregates(in_jobs), nan_ok=True)
+
+
+def test_images_without_a_prediction_are_left_out_loudly(tmp_path, capsys):
+    jobs = write_jobs(tmp_path / "jobs", {"001.tiff": RESULTS["001.tiff"]})
+    assert run(tmp_path, TRUTH, jobs) == 0
+    printed = capsys.readouterr()
+    assert "2 of 3 images of the ground truth have no prediction (002.tiff, 003.tiff)" in printed.err
+    assert "WARNING: 2 of 3 images" in printed.out
+    assert "tumour domain 2" not in printed.out
+
+
+def test_all_problems_are_listed_and_nothing_is_written(tmp_path, capsys):
+    bad = [
+        {"name": "mitotic figure", "point": [1, 1, 0]},
+        {"probability": 0.5},
+        point(1, 1, 0.5, "mitosis"),
+        point(10.1, 1, 0.5),
+        point(1, -0.0076, 0.5),
+        point(-0.0075, 10, 0.5),  # just fine
+        [1, 1, 0],
+        point(1, 1, "high", "mitotic figure"),
+        {"name": "mitotic figure", "point": [1, 1], "probability": 1},
+    ]
+    predictions = {"001.tiff": result(*bad), "009.tiff": result(), "002.tiff": {"points": 3}, "003.tiff": []}
+    jobs = write_jobs(tmp_path / "jobs", predictions)
+    assert run(tmp_path, TRUTH, jobs, 1, "--out", str(tmp_path / "out")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error: {jobs}: the organisers' evaluation refuses")
+    said = [
+        *("009.tiff is not in the ground truth", r"points\[0\]: probability is missing"),
+        *(r"points\[1\]: name, point is missing", r"points\[2\]: name 'mitosis'; mitotic figure or non-mitotic figure"),
+        *(r"points\[3\]: x 10.1, y 1; -0.0075 to 10 mm", r"points\[4\]: x 1, y -0.0076"),
+        *(r"points\[6\]: \[1, 1, 0\] is no dictionary", r"points\[7\]: probability 'high'"),
+        *(r"points\[8\]: point \[1, 1\]", 'mitotic-figures.json: no "points"', 'mitotic-figures.json: no "points"'),
+    ]
+    assert len(lines) == 1 + len(said)
+    for line, pattern in zip(lines[1:], said, strict=True):
+        assert re.search(pattern, line), (line, pattern)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path, capsys):
+    jobs = write_jobs(tmp_path / "jobs", {"001.tiff": result(*[point(20, 0, 0.5)] * (MOST_PROBLEMS + 7))})
+    assert run(tmp_path, TRUTH, jobs) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[-1]) == (MOST_PROBLEMS + 2, "and 7 more")
+
+
+def test_track_2(tmp_path, capsys):
+    folder = tmp_path / "p"
+    for image, confidences in STACK_RESULTS.items():
+        write(folder / image / "multiple-mitotic-figure-classification.json", pages(confidences))
+    assert run(tmp_path, STACKS, folder, 2, "--out", str(tmp_path / "out")) == 0
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    names = ["sensitivity", "specificity", "balanced_accuracy", "roc_auc", "accuracy"]
+    assert list(content) == ["results", "aggregates"]
+    assert content["results"] == {}
+    assert list(content["aggregates"]) == [*(f"overall_{name}" for name in names), "domain_1", "domain_4"]
+    # atypical .9 .4, normal .2 .6 .3: sensitivity 1/2, specificity 2/3; 5 of 6 pairs in order
+    found = [content["aggregates"][f"overall_{name}"] for name in names]
+    assert found == pytest.approx([1 / 2, 2 / 3, 7 / 12, 5 / 6, 3 / 5])
+    assert list(content["aggregates"]["domain_4"]) == [*names[:3], "accuracy", "roc_auc"]
+    assert "0.5833" in capsys.readouterr().out
+
+
+def test_track_2s_problems(tmp_path, capsys):
+    wrong = pages([0.2, 0.9]) + [{"class": "odd", "confidence": 0.1}, {"class": "normal"}, 3]
+    write(tmp_path / "p" / "s1.json", wrong)
+    write(tmp_path / "p" / "s2.json", [{"class": "normal", "confidence": 0}, {"class": "normal", "confidence": 0.0}])
+    write(tmp_path / "p" / "s3.json", [])
+    assert run(tmp_path, STACKS, tmp_path / "p", 2) == 1
+    lines = capsys.readouterr().err.splitlines()[1:]
+    said = [
+        *("s3 is not in the ground truth", "5 entries, the ground truth has 3 pages", "class 'odd'"),
+        *("confidence is missing", "3 is no dictionary", "confidence 0 is no float"),
+    ]
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("truth", "said"),
+    [
+        ([], "no image in it"),
+        ({"a": {"annotations": [[1, 1]], "tumor domain": 0, "roi type": "random"}}, "a: annotation"),
+        ({"a": {"annotations": [], "tumor domain": 0, "roi type": "quiet"}}, "a: roi type 'quiet'"),
+        ({"a": {"annotations": [], "roi type": "random"}}, "a: 'tumor domain' is missing"),
+        (STACKS, "not a ground truth of Track 1"),
+    ],
+)
+def test_a_bad_ground_truth_is_one_line(tmp_path, capsys, truth, said):
+    assert run(tmp_path, truth, tmp_path) == 1
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+    assert "truth.json: not a ground truth of Track 1" in message
+
+
+def test_other_wrong_arguments_are_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path, TRUTH, tmp_path / "empty") == 1
+    assert "no result of Track 1" in capsys.readouterr().err
+    assert run(tmp_path, TRUTH, tmp_path / "empty", 1, "--images", str(tmp_path)) == 1
+    assert "give --out too" in capsys.readouterr().err
+    write(tmp_path / "p" / "predictions.json", [{"pk": 3}])
+    assert run(tmp_path, TRUTH, tmp_path / "p") == 1
+    assert "entry 0 is no job" in capsys.readouterr().err
+    write_jobs(tmp_path / "other", RESULTS, ("stacked-histopathology-roi-cropouts", "mitotic-figures"))
+    assert all(
+        "histopathology-region-of-interest-cropout expected" in problem
+        for problem in find_results(tmp_path / "other", 1, list(TRUTH))[1]
+    )
+
+
+def test_the_page_shows_the_worst_errors_where_they_are(tmp_path):
+    pixels = np.full((900, 1000, 3), 200, np.uint8)
+    pixels[396:405, 796:805] = (255, 0, 0)  # at .25 um/px, (.2, .1) mm is pixel (800, 400): missed
+    pixels[596:605, 596:605] = (0, 0, 255)  # (.15, .15) mm is pixel (600, 600): false
+    tags = {"dpi": (101600, 101600)}  # .25 um/px
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "001.tiff", **tags)
+    predicted = {"001.tiff": result(point(0.1, 0.1, 0.9), point(0.15, 0.15, 0.7), point(0.2, 0.103, 0.4))}
+    jobs = write_jobs(tmp_path / "jobs", predicted)
+    truths = read_ground_truth(write(tmp_path / "t.json", TRUTH), 1)
+    cases = read_cases(1, truths, jobs, lambda text: None)
+    false, missed = evaluation_page.worst_detections(cases)
+    assert [(error.place, error.probability) for error in false] == [((0.15, 0.15), 0.7)]
+    assert [(error.place, error.probability) for error in missed] == [((0.2, 0.1), 0.4)]
+    cut = evaluation_page._cut_places(tmp_path / "images" / "001.tiff", [*false, *missed], None, None)
+    assert cut[false[0]][0].shape == (64, 64, 3)
+    for error, colour in ((false[0], (0, 0, 255)), (missed[0], (255, 0, 0))):
+        rows, columns = np.nonzero((cut[error][0] == colour).all(axis=2))
+        assert (rows.mean(), columns.mean()) == (32, 32)
+    assert run(tmp_path, TRUTH, jobs, 1, "--out", str(tmp_path / "o"), "--images", str(tmp_path / "images")) == 0
+    page = (tmp_path / "o" / "evaluation.html").read_text()
+    assert page.count("data:image/png;base64,") == 5 + 2
+    assert "600, 600 px" in page
+    assert "p = 0.400" in page
+    assert "2 of 3 images of the ground truth have no prediction" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_a_missed_figure_without_any_candidate_comes_first():
+    truths = np.array([[0.1, 0.1, 0], [0.2, 0.1, 0]])
+    case = metrics.DetectionCase(
+        *("a", 0, "hotspot", truths, np.array([[0.1, 0.1, 0]]), np.array([False]), np.array([0.1]))
+    )
+    _, missed = evaluation_page.worst_detections([case])
+    assert [error.probability for error in missed] == [None, 0.1]
+
+
+def test_our_tables_become_a_ground_truth(tmp_path):
+    for name, image in (("one", "a.jpg"), ("two", "b.jpg")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.csv").write_text(f"image,case,um_per_px\n{image},c,0.5\nz{image},d,0.5\n")
+        (tmp_path / name / "figures.csv").write_text(
+            f"image,x,y,label\n{image},100,40,mitotic figure\n{image},9,9,non-mitotic figure\n"
+        )
+    (tmp_path / "quiet").mkdir()
+    (tmp_path / "quiet" / "labels.csv").write_text("image,um_per_px\nq.jpg,0.25\n")
+    out = tmp_path / "truth.json"
+    folders = [f"{tmp_path}/one", f"{tmp_path}/two:c", f"{tmp_path}/quiet"]
+    assert ground_truth.main(["fields", *folders, "--out", str(out)]) == 0
+    found = read_ground_truth(out, 1)
+    assert list(found) == ["a.jpg", "za.jpg", "b.jpg", "q.jpg"]
+    assert found["b.jpg"] == {"annotations": [[0.05, 0.02, 0.0]], "tumor domain": 1, "roi type": "hotspot"}
+    assert (found["q.jpg"]["tumor domain"], found["q.jpg"]["roi type"]) == (2, "random")
+    assert ground_truth.main(["fields", *folders, f"{tmp_path}/one", "--out", str(out)]) == 1
+
+
+def test_our_crops_become_stacks_with_a_ground_truth(tmp_path, pages):
+    (tmp_path / "set" / "crops").mkdir(parents=True)
+    rows = ["file,label,case,domain"]
+    for number, (label, case) in enumerate([(1, "x"), (0, "y"), (0, "x"), (-1, "x")]):
+        Image.fromarray(pages[number]).save(tmp_path / "set" / "crops" / f"{number}.png")
+        rows.append(f"crops/{number}.png,{label},{case},dog")
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(rows))
+    out, stacks = tmp_path / "truth.json", tmp_path / "stacks"
+    assert ground_truth.main(["crops", str(tmp_path / "set"), "--out", str(out), "--stacks", str(stacks)]) == 0
+    found = read_ground_truth(out, 2)
+    assert found["x.tiff"] == {"image": "x.tiff", "labels": ["atypical", "normal"], "tumordomains": [0, 0]}
+    with Image.open(stacks / "x.tiff") as stack:
+        assert stack.n_frames == 2
+        np.testing.assert_array_equal(np.asarray(stack), pages[0])
+
+
+def test_the_committed_sample_is_a_prediction(tmp_path):
+    """What inference.py writes is read as it is."""
+    truth = {"sample.tiff": {"annotations": [], "tumor domain": 0, "roi type": "random"}}
+    expected = json.loads((ROOT / "test/expected/track1/mitotic-figures.json").read_text())
+    write(tmp_path / "p" / "sample.tiff" / "mitotic-figures.json", expected)
+    (case,) = read_cases(1, truth, tmp_path / "p", None)
+    assert len(case.points) == len(expected["points"])
