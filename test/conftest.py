@@ -1,7 +1,6 @@
 """Shared by the tests: the project's root on the path, small jobs and stacks."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from resources.data import synthetic  # noqa: E402
-
-
-def fastest(function, *arguments, runs=3):
-    """The least processor time of some runs, s, because a busy machine makes any one of them slow; and the result."""
-    seconds = []
-    for _ in range(runs):
-        started = time.process_time()
-        result = function(*arguments)
-        seconds.append(time.process_time() - started)
-    return min(seconds), result
 
 
 @pytest.fixture(scope="session")
