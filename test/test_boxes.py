@@ -19,7 +19,7 @@ def scored_boxes(draw):
 
 def greedy(boxes, scores, same):
     """The quadratic definition: best first, of equal scores the upper, then the left box; `same` is (N, N)."""
-    order = sorted(range(len(boxes)), key=lambda i: (-scores[i], *boxes[i][[1, 0, 3, 2]], i))
+    order = sorted(range(len(boxes)), key=lambda i: (-scores[i], *boxes[i][[1, 0, 2, 3]], i))
     kept = []
     for index in order:
         if not any(same[index, other] for other in kept):
