@@ -78,7 +78,7 @@ def _check_truth(truth, track):
         if truth["roi type"] not in metrics.ROI_TYPES:
             raise ValueError(f"roi type {truth['roi type']!r}; {', '.join(metrics.ROI_TYPES)} expected")
         for place in truth["annotations"]:
-            if len(place) != 3 or not all(map(_is_finite, place)):
+            if len(place) != 3 or not all(map(job.is_finite, place)):
                 raise ValueError(f"annotation {place!r}; x, y and z in mm expected")
     else:
         if not 0 < len(truth["labels"]) == len(truth["tumordomains"]):
@@ -93,10 +93,6 @@ def _check_truth(truth, track):
 
 def _domains(truth, track):
     return [truth["tumor domain"]] if track == 1 else truth["tumordomains"]
-
-
-def _is_finite(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # --- predictions --------------------------------------------------------------
@@ -250,10 +246,10 @@ def _point_problems(result, _):
             continue
         if point["name"] not in job.POINT_NAMES:
             yield f"{where}: name {point['name']!r}; {' or '.join(job.POINT_NAMES)} expected"
-        if not _is_finite(point["probability"]):
+        if not job.is_finite(point["probability"]):
             yield f"{where}: probability {point['probability']!r}; a number expected"
         place = point["point"]
-        if not isinstance(place, list) or len(place) != 3 or not all(map(_is_finite, place)):
+        if not isinstance(place, list) or len(place) != 3 or not all(map(job.is_finite, place)):
             yield f"{where}: point {place!r}; x, y and z in mm expected"
         elif not all(low <= value <= high for value in place[:2]):
             yield f"{where}: x {place[0]:g}, y {place[1]:g}; {low} to {high} mm expected (are these pixels?)"

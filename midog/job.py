@@ -175,13 +175,14 @@ def check_detection_result(result):
         if point["name"] not in POINT_NAMES:
             raise ValueError(f"points[{number}]: name is {point['name']!r}; {' or '.join(POINT_NAMES)} expected")
         place = point["point"]
-        if not isinstance(place, list) or len(place) != 3 or not all(map(_is_finite, place)):
+        if not isinstance(place, list) or len(place) != 3 or not all(map(is_finite, place)):
             raise ValueError(f"points[{number}]: point is {place!r}; three finite numbers expected")
-        if not _is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
+        if not is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
             raise ValueError(f"points[{number}]: probability is {point['probability']!r}; a number in [0, 1] expected")
 
 
-def _is_finite(value):
+def is_finite(value):
+    """Whether a value out of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -9,7 +9,6 @@ where it was, and new weights make new results.
 import csv
 import io
 import json
-import os
 import threading
 import time
 import traceback
@@ -20,6 +19,7 @@ from pathlib import Path
 from midog import job
 from midog.errors import UserError
 from midog.report.draw import draw
+from midog.report.export import write_file
 from midog.slide import SUFFIXES
 from midog.system import find_system, model_folder
 from midog.track import check_mpp, track_of_image
@@ -282,6 +282,4 @@ def write_summary(path, outcomes):
     writer = csv.DictWriter(text, [field.name for field in fields(Outcome)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(outcome) for outcome in outcomes)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    write_file(path, text.getvalue())

@@ -12,6 +12,7 @@ import numpy as np
 from midog import metrics
 from midog.errors import UserError
 from midog.report.curves import write_plots
+from midog.report.export import write_file
 
 PAGE_NAME = "evaluation.html"
 CROP = 64  # px of the image around an error
@@ -77,13 +78,9 @@ def write_page(track, cases, title, table, notes, warnings, folder, warn, images
     galleries = _galleries(track, cases, Path(images), spacings or {}, warn) if images else {}
     try:
         plots = write_plots(track, cases, folder)
-        text = _page(title, table, notes, warnings, plots, galleries)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None
-    return path
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); free the disk or choose another") from None
+    return write_file(path, _page(title, table, notes, warnings, plots, galleries))
 
 
 def _page(title, table, notes, warnings, plots, galleries):
