@@ -39,20 +39,9 @@ def nms(boxes, scores, least_iou):
     Raises:
         ValueError: `least_iou` is out of range; a coordinate is NaN or infinite.
     """
-    if not 0 < least_iou <= 1:
-        raise ValueError(f"least_iou in (0, 1] expected, got {least_iou}")
-
-    def same(a, b):
-        ax0, ay0, ax1, ay1 = a
-        bx0, by0, bx1, by1 = b
-        width, height = min(ax1, bx1) - max(ax0, bx0), min(ay1, by1) - max(ay0, by0)
-        if width <= 0 or height <= 0:
-            return False
-        common = width * height
-        return common / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - common) >= least_iou
-
+    _check_least_iou(least_iou)
     boxes = np.asarray(boxes, np.float64)
-    return _best_of_each(_best_first(boxes, scores), boxes, boxes, same)
+    return _best_of_each(_best_first(boxes, scores), boxes, boxes, lambda a, b: _overlap(a, b) >= least_iou)
 
 
 def merge_near(boxes, scores, distance):
@@ -64,33 +53,132 @@ def merge_near(boxes, scores, distance):
     return _best_of_each(_best_first(boxes, scores), centres, extents, lambda a, b: math.dist(a, b) <= distance)
 
 
+def weighted_box_fusion(found, least_iou):
+    """One box and one score for what several detectors or views found (Solovyev et al., arXiv 1910.13302).
+
+    Every box, best first, joins the cluster whose fused box it overlaps most, if by at least `least_iou`, or else
+    starts a cluster. The fused box is the mean of the cluster's boxes, weighted by their scores. Its score is the mean
+    of their scores, times the share of the lists that could have found it: min(boxes, lists) / lists.
+
+    Args:
+        found: for each detector or view its boxes, float (K, 4), and scores, float (K,) in [0, 1].
+        least_iou: in (0, 1].
+
+    Returns:
+        boxes float32 (M, 4) and scores float32 (M,), best first, ties as in `nms`; neither the order of the lists nor
+        that of their boxes matters.
+
+    Raises:
+        ValueError: `least_iou` is out of range; a coordinate is NaN or infinite.
+    """
+    _check_least_iou(least_iou)
+    boxes = np.concatenate([each for each, _ in found]).astype(np.float64)
+    scores = np.concatenate([each for _, each in found]).astype(np.float64)
+    grid, clusters = _Grid(boxes), []
+    order = _best_first(boxes, scores)
+    for box, score in zip(boxes[order].tolist(), scores[order].tolist(), strict=True):
+        near = set(grid.near(grid.cells(box)))
+        # Of clusters that it overlaps equally, the one that began first.
+        overlap, number = max(((_overlap(box, clusters[each].box), -each) for each in near), default=(0.0, 0))
+        if overlap >= least_iou:
+            number = -number
+            grid.leave(number, grid.cells(clusters[number].box))
+        else:
+            number = len(clusters)
+            clusters.append(_Cluster(box))
+        clusters[number].add(box, score)
+        grid.enter(number, grid.cells(clusters[number].box))
+    boxes = np.array([each.box for each in clusters], np.float32).reshape(-1, 4)
+    scores = [each.score / each.count * min(each.count, len(found)) / len(found) for each in clusters]
+    scores = np.array(scores, np.float32)
+    order = _best_first(boxes, scores)
+    return boxes[order], scores[order]
+
+
+class _Cluster:
+    """Boxes of one figure: how many, the sum of their scores, and their mean box, weighted by score."""
+
+    def __init__(self, box):
+        self.box, self.count, self.score, self.weighted = box, 0, 0.0, [0.0] * 4
+
+    def add(self, box, score):
+        self.count += 1
+        self.score += score
+        self.weighted = [total + score * each for total, each in zip(self.weighted, box, strict=True)]
+        if self.score:  # boxes with scores of 0 weigh nothing: the first one stays
+            self.box = [total / self.score for total in self.weighted]
+
+
+def _check_least_iou(least_iou):
+    if not 0 < least_iou <= 1:
+        raise ValueError(f"least_iou in (0, 1] expected, got {least_iou}")
+
+
+def _overlap(a, b):
+    """As `iou`, of two boxes in Python's own numbers, which one by one are several times faster."""
+    ax0, ay0, ax1, ay1 = a
+    bx0, by0, bx1, by1 = b
+    width, height = min(ax1, bx1) - max(ax0, bx0), min(ay1, by1) - max(ay0, by0)
+    if width <= 0 or height <= 0:
+        return 0.0
+    common = width * height
+    return common / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - common)
+
+
 def _best_first(boxes, scores):
     return np.lexsort((*boxes.T[[3, 2, 0, 1]], -np.asarray(scores)))
+
+
+class _Grid:
+    """Items by place: each stands in every square cell that its extent (a box) meets.
+
+    Extents that meet share a cell. The cells are as large as the mean extent, so an item stands in few of them.
+
+    Args:
+        extents: float64 (N, 4), of what is to be entered.
+
+    Raises:
+        ValueError: a coordinate is NaN or infinite.
+    """
+
+    def __init__(self, extents):
+        if not np.isfinite(extents).all():
+            raise ValueError("boxes with NaN or infinite coordinates")
+        self.side = max(1.0, float((extents[:, 2:] - extents[:, :2]).mean())) if len(extents) else 1.0
+        self.items = {}
+
+    def cells(self, extent):
+        """The cells that an extent meets."""
+        left, top, right, bottom = (math.floor(each / self.side) for each in extent)
+        return [*itertools.product(range(left, right + 1), range(top, bottom + 1))]
+
+    def near(self, cells):
+        """What stands in some cells, one after the other, the same again where it stands in two of them."""
+        return (item for cell in cells for item in self.items.get(cell, ()))
+
+    def enter(self, item, cells):
+        for cell in cells:
+            self.items.setdefault(cell, []).append(item)
+
+    def leave(self, item, cells):
+        for cell in cells:
+            self.items[cell].remove(item)
 
 
 def _best_of_each(order, rows, extents, same):
     """Greedy choice: go through the rows in `order` and choose each that is not the `same` as one chosen before.
 
-    Rows can only be the same where their extents (boxes) meet. A chosen row is entered in every cell of a grid that
-    its extent meets, and a row is compared with those in its own cells. Chosen ones are few in a cell however many
-    candidates lie there, so the time is about linear in the number of rows.
+    Rows can only be the same where their extents (boxes) meet, so each is compared with those chosen in its own cells
+    of a grid. Chosen ones are few in a cell however many candidates lie there, so the time is about linear in the
+    number of rows.
     """
-    if not np.isfinite(extents).all():
-        raise ValueError("boxes with NaN or infinite coordinates")
-    if len(rows) == 0:
-        return np.zeros(0, np.int64)
-    side = max(1.0, (extents[:, 2:] - extents[:, :2]).mean())
-    # Lists, because one by one Python's own numbers are several times faster.
-    rows, cells = rows.tolist(), np.floor(extents / side).astype(np.int64).tolist()
-    chosen, by_cell = [], {}
+    grid, chosen = _Grid(extents), []
+    rows, extents = rows.tolist(), extents.tolist()
     for number in order.tolist():
-        row = rows[number]
-        left, top, right, bottom = cells[number]
-        met = [*itertools.product(range(left, right + 1), range(top, bottom + 1))]
-        if not any(same(row, other) for cell in met for other in by_cell.get(cell, ())):
+        row, cells = rows[number], grid.cells(extents[number])
+        if not any(same(row, other) for other in grid.near(cells)):
             chosen.append(number)
-            for cell in met:
-                by_cell.setdefault(cell, []).append(row)
+            grid.enter(row, cells)
     return np.array(chosen, np.int64)
 
 

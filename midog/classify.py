@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from midog.errors import UserError
 from midog.models.classifiers import NETWORKS
 from midog.stack import Stack
+from midog.views import VIEWS, dihedral
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,12 +57,6 @@ def centre_crop(crops, share, size):
     return F.interpolate(kept, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def dihedral(crops, view):
-    """View 0 to 7 of (N, 3, H, W): quarter turns, from view 4 on of the mirrored crop."""
-    turned = torch.rot90(crops, view % 4, (2, 3))
-    return turned.flip(3) if view >= 4 else turned
-
-
 class NetworkClassifier:
     """A network with one logit, behind its centre crop and normalisation.
 
@@ -84,7 +79,7 @@ class Views:
     """The mean over dihedral views, in one forward."""
 
     def __init__(self, classifier, count):
-        self.classifier, self.views = classifier, {1: [0], 2: [0, 4], 4: [0, 1, 2, 3], 8: range(8)}[count]
+        self.classifier, self.views = classifier, VIEWS[count]
 
     def __call__(self, crops):
         probability = self.classifier(torch.cat([dihedral(crops, view) for view in self.views]))

@@ -78,9 +78,7 @@ def open_slide(path, warn, um_per_px=None, default_um_per_px=0.25):
     except UserError:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
-        raise UserError(
-            f"{path}: not a {kind} that can be read ({brief(error)}); copy or convert it again"
-        ) from error
+        raise UserError(f"{path}: not a {kind} that can be read ({brief(error)}); copy or convert it again") from error
     for remark in image.remarks:
         warn(f"{path.name}: {remark}")
     spacing = _plausible(image.spacings) if um_per_px is None else (um_per_px, um_per_px)

@@ -12,6 +12,7 @@ from midog.errors import UserError
 
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
+FUSIONS = ("average", "weighted_box_fusion")
 DEFAULT_SYSTEMS = {1: "sztu_small", 2: "convnextv2_small"}  # by track, where a model folder holds several
 
 
@@ -33,10 +34,13 @@ class DetectorDesign:
         tile: px of a tile's side.
         overlap: of neighbouring tiles, a share of the side.
         um_per_px: what it was trained at; images further off than 10 % are resampled.
-        confidence: the least score of a candidate.
-        nms_iou: of two boxes in a tile that overlap more, one stays.
+        confidence: the least score of a candidate; weighted box fusion may take it lower.
+        nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused.
         merge_iou, merge_um: candidates of overlapping tiles are one figure if their boxes overlap so much, or
             if their centres are so near; one of the two is 0.
+        views: dihedral views of each tile: 1, 2, 4 or 8; what is found in them is joined by weighted box fusion.
+        fusion: how several members are joined: "average" (of their boxes and probabilities, place by place, before
+            non-maximum suppression) or "weighted_box_fusion".
     """
 
     network: str
@@ -48,6 +52,16 @@ class DetectorDesign:
     nms_iou: float
     merge_iou: float
     merge_um: float
+    views: int
+    fusion: str
+
+
+@dataclass(frozen=True)
+class DetectorMember:
+    """Weights of one network of an ensemble of detectors: a safetensors file beside model.yaml, and its sha256."""
+
+    weights: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -57,14 +71,13 @@ class Detector(DetectorDesign):
     Attributes:
         context_um: side of what the classifier sees around a candidate; 0 is the box itself.
         score_weight: of the detector's logit beside the classifier's, see `midog.detect.with_score`.
-        weights, sha256: safetensors file beside model.yaml.
+        members: `DetectorMember`s, networks of the one design.
         calibration: of the score, where no classifier follows.
     """
 
     context_um: float
     score_weight: float
-    weights: str
-    sha256: str
+    members: tuple
     calibration: Calibration
 
 
@@ -172,30 +185,53 @@ def load_system(folder):
         raise UserError(f"{path}: no list of members; train or unpack the system again")
     if values.get("track") == 1 and "detector" not in values:
         raise UserError(f"{path}: no detector; train or unpack the system again")
-    members = [
-        _parse_part(Member, member, f"{path}: members[{number}]", path.parent)
-        for number, member in enumerate(values["members"])
-    ]
-    parts = {"members": tuple(members), "folder": path.parent}
+    parts = {"members": _parse_members(Member, values["members"], f"{path}: ", path.parent), "folder": path.parent}
     if "detector" in values:
-        parts["detector"] = _parse_part(Detector, values["detector"], f"{path}: detector", path.parent)
+        parts["detector"] = _parse_detector(values["detector"], f"{path}: detector", path.parent)
     data = values.get("data")
     if not isinstance(data, list):
         raise UserError(f"{path}: data is not a list of names; train or unpack the system again")
     system = parse(System, values | parts | {"data": tuple(data)}, path)
-    if system.views not in (1, 2, 4, 8):
-        raise UserError(f"{path}: views is {system.views}; 1, 2, 4 or 8 expected")
+    _check_views(system, path)
     return system
 
 
-def _parse_part(kind, values, where, folder):
-    """A network's entry: its calibration parsed, its weights checked."""
-    values = dict(values) if isinstance(values, dict) else values
-    if isinstance(values, dict) and "calibration" in values:
-        values["calibration"] = parse(Calibration, values["calibration"], f"{where}.calibration")
-    part = parse(kind, values, where)
-    _check_weights(folder / part.weights, part.sha256)
-    return part
+def check_design(design, where):
+    """UserError where a `DetectorDesign` asks for views or a fusion that do not exist."""
+    _check_views(design, where)
+    if design.fusion not in FUSIONS:
+        raise UserError(f"{where}: fusion is {design.fusion!r}; {' or '.join(FUSIONS)} expected")
+
+
+def _check_views(design, where):
+    if design.views not in (1, 2, 4, 8):
+        raise UserError(f"{where}: views is {design.views}; 1, 2, 4 or 8 expected")
+
+
+def _parse_detector(values, where, folder):
+    if not isinstance(values, dict) or not isinstance(values.get("members"), list) or not values["members"]:
+        raise UserError(f"{where}: no list of members; train or unpack the system again")
+    members = _parse_members(DetectorMember, values["members"], f"{where}.", folder)
+    detector = parse(Detector, _with_calibration(values | {"members": members}, where), where)
+    check_design(detector, where)
+    return detector
+
+
+def _parse_members(kind, listed, where, folder):
+    """A tuple of the entries of networks, their weights checked."""
+    members = []
+    for number, values in enumerate(listed):
+        place = f"{where}members[{number}]"
+        members.append(parse(kind, _with_calibration(values, place), place))
+        _check_weights(folder / members[-1].weights, members[-1].sha256)
+    return tuple(members)
+
+
+def _with_calibration(values, where):
+    """A network's entry with its calibration parsed, if it has one."""
+    if not isinstance(values, dict) or "calibration" not in values:
+        return values
+    return values | {"calibration": parse(Calibration, values["calibration"], f"{where}.calibration")}
 
 
 def _check_weights(path, sha256):

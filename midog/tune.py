@@ -8,7 +8,8 @@ Platt's scaling.
 
 P is what the system predicts today, so the new calibration is composed with the
 present one. For a single network (a detector alone, or one classifier) that is
-exact: its scale becomes scale' x scale, its shift scale' x shift + shift', and
+exact (and for a detector of several members, whose calibration follows their
+fusion): its scale becomes scale' x scale, its shift scale' x shift + shift', and
 the detector's score beside a classifier gets scale' times its weight.
 An ensemble averages its members' probabilities after their calibration, and
 model.yaml has no calibration of the average. The same shift on every member is

@@ -6,7 +6,7 @@
 The first copies the image into a tiled TIFF and runs it as a job; the second
 does so with a generated slide of 60,000 x 60,000 px with little tissue. Both
 print wall time, peak memory, tiles, seconds a mm2, and the wall time over the
-time that the forwards of those tiles take alone in the best batch. Run it with
+time that the detector takes for those tiles alone in the best batch. Run it with
 nothing else on the machine.
 """
 
@@ -99,11 +99,11 @@ def run_job(folder, image, device):
 
 
 def best_forward(image, device_name):
-    """Tiles with tissue, and the least seconds a tile of the detector's forward over batches."""
+    """Tiles with tissue, and the detector's seconds a tile by batch."""
     import torch
 
     from midog.classify import choose_device
-    from midog.detect import SystemDetector, tiles_with_tissue
+    from midog.detect import load_detector, tiles_with_tissue
     from midog.slide import at_spacing, open_slide
     from midog.system import OWN_MODEL, find_system
     from midog.tiles import grid
@@ -111,7 +111,7 @@ def best_forward(image, device_name):
     device = choose_device(device_name)
     system = find_system(OWN_MODEL, None, track=1)
     part = system.detector
-    detector = SystemDetector(system, device, print).detector
+    detector = load_detector(system, device)
     with open_slide(image, print) as source, torch.inference_mode():
         slide = at_spacing(source, part.um_per_px)
         places = grid(*slide.size, part.tile, part.overlap)
@@ -123,9 +123,7 @@ def best_forward(image, device_name):
             walls = []
             for _ in range(max(4, 32 // batch)):
                 started = time.perf_counter()
-                detector.network(tiles)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
+                detector(tiles)  # its answer is in the processor's memory: nothing to wait for
                 walls.append(time.perf_counter() - started)
             times[batch] = float(np.median(walls[1:])) / batch
         area = slide.size[0] * slide.size[1] * slide.um_per_px[0] * slide.um_per_px[1] / 1e6

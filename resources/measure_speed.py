@@ -86,18 +86,25 @@ def measure_pages(device):
         )
 
 
-def matrix_flops(device, side=2048, repeats=8):
-    """Floating-point operations a second of a large float32 matrix product: the most that convolutions can hope for."""
-    a, b = (torch.rand(side, side, device=device) for _ in range(2))
+def best_time(call, device, repeats=5):
+    """Seconds of the fastest of some calls, after one to warm up."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best = float("inf")
+    call()
     for _ in range(repeats):
         wait()
         started = time.perf_counter()
-        a @ b
+        call()
         wait()
         best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best
+    return best
+
+
+def matrix_flops(device, precision=torch.float32):
+    """Floating-point operations a second of a large matrix product: the most that convolutions can hope for."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device, dtype=precision) for _ in range(2))
+    return 2 * side**3 / best_time(lambda: a @ b, device)
 
 
 def main():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midog import boxes as boxes_module
-from midog.boxes import iou, match, merge_near, nms
+from midog.boxes import iou, match, merge_near, nms, weighted_box_fusion
 
 
 @st.composite
@@ -70,34 +70,109 @@ def test_a_figure_found_in_two_tiles_is_one():
     assert merge_near(boxes, scores, 3.9).tolist() == [1, 2, 0]
 
 
+def fused_by_definition(found, least_iou):
+    """Weighted box fusion as the paper lists it: clusters in a list, every fused box compared."""
+    boxes, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+    clusters, fused = [], np.zeros((0, 4))
+    for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], *boxes[i][[1, 0, 2, 3]])):
+        overlaps = iou(boxes[[index]], fused)[0]
+        if len(fused) and overlaps.max() >= least_iou:
+            number = int(overlaps.argmax())
+            clusters[number].append(index)
+        else:
+            number = len(clusters)
+            clusters.append([index])
+            fused = np.concatenate([fused, boxes[[index]]])
+        if scores[clusters[number]].any():
+            fused[number] = np.average(boxes[clusters[number]], 0, scores[clusters[number]])
+    shares = [min(len(each), len(found)) / len(found) for each in clusters]
+    scores = [scores[each].mean() * share for each, share in zip(clusters, shares, strict=True)]
+    return sorted(zip(np.array(scores, np.float32), fused.astype(np.float32).tolist(), strict=True))
+
+
+def as_rows(fused):
+    return sorted(zip(fused[1], fused[0].tolist(), strict=True))
+
+
+@given(st.lists(scored_boxes(), min_size=1, max_size=3), st.sampled_from([0.1, 0.25, 0.5, 0.75, 1]))
+def test_box_fusion_is_the_quadratic_definition(found, least_iou):
+    fused = weighted_box_fusion(found, least_iou)
+    assert as_rows(fused) == fused_by_definition([(b.astype(float), s.astype(float)) for b, s in found], least_iou)
+    assert (np.diff(fused[1]) <= 0).all()
+
+
+@given(st.lists(scored_boxes(), min_size=1, max_size=3), st.randoms(use_true_random=False))
+def test_the_order_of_what_is_fused_does_not_matter(found, random):
+    fused = weighted_box_fusion(found, 0.3)
+    shuffled = []
+    for boxes, scores in random.sample(found, len(found)):
+        order = random.sample(range(len(boxes)), len(boxes))
+        shuffled.append((boxes[order], scores[order]))
+    for before, after in zip(fused, weighted_box_fusion(shuffled, 0.3), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([[(0, 12, 0.8)], [(3, 15, 0.4)]], [(1, 13, 0.6)]),  # weighed 2 to 1; IoU 9 / 15
+        ([[(0, 12, 0.8)], []], [(0, 12, 0.4)]),  # one of two
+        ([[(0, 12, 0.8)], [(0, 12, 0.4), (0, 12, 0.6)]], [(0, 12, 0.6)]),  # three by two lists count as two
+        ([[(0, 12, 0.8)], [(5, 17, 0.4)]], [(0, 12, 0.4), (5, 17, 0.2)]),  # IoU 7 / 17
+        # the second moves the fused box to (2, 14), so that the third, with (0, 12) at 7 / 17, reaches it at 9 / 15
+        ([[(0, 12, 0.8)], [(4, 16, 0.8)], [(5, 17, 0.4)]], [(2.6, 14.6, 2 / 3)]),
+        # the third overlaps both, the second one more
+        ([[(0, 12, 0.8), (6, 18, 0.6)], [(4, 16, 0.3)]], [(16 / 3, 52 / 3, 0.45), (0, 12, 0.4)]),
+        ([[(0, 12, 0)], [(3, 15, 0)]], [(0, 12, 0)]),
+    ],
+)
+def test_box_fusion_by_hand(found, expected):
+    """Boxes as left, right and score, 10 px high; fused from an IoU of one half on."""
+    lists = []
+    for rows in found:
+        left, right, score = np.array(rows, np.float32).reshape(-1, 3).T
+        lists.append((np.stack([left, 0 * left, right, 0 * left + 10], 1), score))
+    boxes, scores = weighted_box_fusion(lists, 0.5)
+    np.testing.assert_allclose(np.column_stack([boxes[:, [0, 2]], scores]), expected, rtol=1e-6)
+
+
 def test_none_and_broken_boxes():
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     assert nms(*none, 0.5).shape == merge_near(*none, 30).shape == (0,)
     broken = np.array([[0, 0, np.nan, 9]], np.float32), np.ones(1, np.float32)
     with pytest.raises(ValueError, match="NaN"):
-        nms(*broken, 0.5)
-    with pytest.raises(ValueError, match="NaN"):
         merge_near(*broken, 30)
-    with pytest.raises(ValueError, match="least_iou"):
-        nms(*none, 0)
+    for choose in (nms, lambda boxes, scores, least: weighted_box_fusion([(boxes, scores)], least)):
+        with pytest.raises(ValueError, match="NaN"):
+            choose(*broken, 0.5)
+        with pytest.raises(ValueError, match="least_iou"):
+            choose(*none, 0)
+    boxes, scores = weighted_box_fusion([none, none], 0.5)
+    assert (boxes.shape, scores.shape) == ((0, 4), (0,))
 
 
 def test_a_hundred_thousand_candidates(monkeypatch):
     """Comparisons are counted, not seconds: some for each candidate, however many there are."""
     compared = []
 
-    def counting(order, rows, extents, same):
-        return choice(order, rows, extents, lambda a, b: compared.append(1) or same(a, b))
+    def counting(grid, cells):
+        for item in near(grid, cells):
+            compared.append(1)
+            yield item
 
-    choice = boxes_module._best_of_each
-    monkeypatch.setattr(boxes_module, "_best_of_each", counting)
+    near = boxes_module._Grid.near
+    monkeypatch.setattr(boxes_module._Grid, "near", counting)
     generator = np.random.default_rng(0)
     centres = generator.uniform(0, 60_000, (50_000, 2))
     centres = np.concatenate([centres, centres + generator.uniform(-5, 5, centres.shape)])  # each found by two tiles
     half = generator.uniform(22, 28, centres.shape)
     boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
     scores = generator.random(len(boxes), np.float32)
-    for choose, least in ((nms, 0.5), (merge_near, 30)):
+
+    def fuse(boxes, scores, least_iou):
+        return weighted_box_fusion([(boxes[::2], scores[::2]), (boxes[1::2], scores[1::2])], least_iou)[1]
+
+    for choose, least in ((nms, 0.5), (merge_near, 30), (fuse, 0.5)):
         compared.clear()
         kept = choose(boxes, scores, least)
         assert len(compared) < 10 * len(boxes)

@@ -12,11 +12,11 @@ from midog.classify import (
     centre_crop,
     choose_device,
     classify,
-    dihedral,
     load_network,
 )
 from midog.errors import UserError
 from midog.models.classifiers import NETWORKS, ConvNeXtV2
+from midog.views import dihedral
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,20 @@ from safetensors.torch import save_file
 
 import inference
 from midog.boxes import merge_near
-from midog.detect import SystemDetector, ahead, cut_candidate, detect_file, find_candidates, with_score
+from midog.detect import (
+    NetworkDetector,
+    SystemDetector,
+    ahead,
+    cut_candidate,
+    detect_file,
+    find_candidates,
+    load_detector,
+    with_score,
+)
+from midog.ensemble import AveragedNetwork, DetectorViews, FusedDetector
 from midog.errors import UserError
 from midog.job import SOCKETS
+from midog.models.fold import fold_batch_norms
 from midog.models.yolo11 import BINS, YOLO11
 from midog.slide import Slide, open_slide
 from midog.system import load_system
@@ -46,8 +57,8 @@ def read_sample(width, height):
         return slide.read(0, 0, width, height)
 
 
-def write_random_system(folder, seed=0):
-    """A system of a detector alone, random but for its small boxes; its batch norms have seen the sample."""
+def random_network(seed):
+    """Random but for its small boxes; its batch norms have seen the sample."""
     torch.manual_seed(seed)
     network = YOLO11("n")
     for name, values in network.named_parameters():
@@ -61,8 +72,17 @@ def write_random_system(folder, seed=0):
     tiles = np.stack([read_sample(1600, 256)[:, x : x + 256] for x in (0, 400, 800)])
     with torch.no_grad():
         network.train()(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
+    return network
+
+
+def write_random_system(folder, seeds=(0,), views=1, fusion="average"):
+    """A system of a detector alone, of random networks."""
     folder.mkdir(parents=True)
-    save_file(network.state_dict(), folder / "detector.safetensors")
+    members = []
+    for seed in seeds:
+        path = folder / f"detector{seed}.safetensors"
+        save_file(random_network(seed).state_dict(), path)
+        members.append({"weights": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     detector = {
         "network": "yolo11",
         "options": {"scale": "n"},
@@ -73,10 +93,11 @@ def write_random_system(folder, seed=0):
         "nms_iou": 0.3,
         "merge_iou": 0,
         "merge_um": 7.5,
+        "views": views,
+        "fusion": fusion,
         "context_um": 0,
         "score_weight": 0,
-        "weights": "detector.safetensors",
-        "sha256": hashlib.sha256((folder / "detector.safetensors").read_bytes()).hexdigest(),
+        "members": members,
         "calibration": {"scale": 1.0, "shift": -1.1},
     }
     values = {"system": folder.name, "version": "0", "track": 1, "views": 1, "members": [], "detector": detector}
@@ -171,6 +192,30 @@ def test_reading_ahead_keeps_order_passes_errors_and_stops():
     next(endless)
     endless.close()
     assert threading.active_count() == threads
+
+
+# --- several networks, several views ------------------------------------------
+
+
+def test_one_network_and_one_view_are_left_alone(model):
+    assert type(load_detector(load_system(model / "random"), CPU)) is NetworkDetector
+
+
+@pytest.mark.parametrize(("views", "fusion"), [(1, "average"), (2, "weighted_box_fusion")])
+def test_members_and_views_are_joined(tmp_path, pixels, views, fusion):
+    write_random_system(tmp_path / "joined", (0, 1), views, fusion)
+    tiles = torch.from_numpy(pixels[:256, :320].copy()).permute(2, 0, 1)[None].float() / 255
+    networks = [fold_batch_norms(random_network(seed)).to(memory_format=torch.channels_last) for seed in (0, 1)]
+    if fusion == "average":
+        expected = NetworkDetector(AveragedNetwork(networks), 0.6, 0.3)
+    else:
+        expected = DetectorViews(FusedDetector([NetworkDetector(each, 0.6, 0.3) for each in networks], 0.3), views, 0.3)
+    with torch.inference_mode():
+        (got,) = load_detector(load_system(tmp_path / "joined"), CPU, 0.6)(tiles)
+        (wanted,) = expected(tiles)
+    assert len(got[0]) > 3
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 # --- the same pixels, the same figures ----------------------------------------

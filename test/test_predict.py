@@ -88,7 +88,7 @@ def test_other_weights_or_another_spacing_make_a_new_result(images, model, tmp_p
     assert predict(only, out, model, "--mpp", "0.26") == 0
     assert rows(out)["0.png"]["status"] == "done"
     other = tmp_path / "other"
-    write_random_system(other / "random", seed=1)
+    write_random_system(other / "random", seeds=(1,))
     assert predict(only, out, other, "--mpp", "0.26") == 0
     assert rows(out)["0.png"]["status"] == "done"
     assert json.loads((out / "0.png/about.json").read_text())["system"] == "random"

@@ -45,6 +45,49 @@ def test_a_system_is_what_its_yaml_says(tmp_path):
     assert find_system(tmp_path, None, 2) == find_system(tmp_path, "mine", 2) == system
 
 
+def write_detector(folder):
+    """A system for Track 1 of two detectors; its folder."""
+    folder = write_system(folder, track=1)
+    change_yaml(folder, make_detector)
+    return folder
+
+
+def make_detector(values):
+    """The classifiers' files become a detector's."""
+    members = [{name: each[name] for name in ("weights", "sha256")} for each in values["members"]]
+    numbers = {"tile": 512, "overlap": 0.2, "um_per_px": 0.25, "confidence": 0.2, "nms_iou": 0.3}
+    numbers |= {"merge_iou": 0, "merge_um": 7.5, "context_um": 0, "score_weight": 0}
+    values["detector"] = {"network": "yolo11", "options": {}, "views": 4, "fusion": "average", **numbers}
+    values["detector"] |= {"members": members, "calibration": {"scale": 1, "shift": 0.5}}
+    values["members"] = []
+
+
+def test_a_detector_is_what_its_yaml_says(tmp_path):
+    detector = load_system(write_detector(tmp_path)).detector
+    assert (detector.views, detector.fusion, detector.calibration) == (4, "average", Calibration(1, 0.5))
+    assert [each.weights for each in detector.members] == ["fold0.safetensors", "fold1.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"views": 3}, "detector: views is 3; 1, 2, 4 or 8 expected"),
+        ({"fusion": "mean"}, "detector: fusion is 'mean'; average or weighted_box_fusion expected"),
+        ({"members": []}, "detector: no list of members"),
+        ({"members": [{"weights": "fold0.safetensors"}]}, r"detector.members\[0\]: key sha256 is missing"),
+        ({"members": [{"weights": "fold0.safetensors", "sha256": "0" * 64}]}, "fold0.safetensors: sha256"),
+        ({"calibration": {"colour": 1}}, "detector.calibration: unknown key colour"),
+    ],
+)
+def test_a_bad_detector_is_one_line_that_names_it(tmp_path, change, said):
+    folder = write_detector(tmp_path)
+    change_yaml(folder, lambda values: values["detector"].update(change))
+    with pytest.raises(UserError, match=said) as error:
+        load_system(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -11,7 +11,8 @@ from conftest import ROOT
 from torch import nn
 
 from midog.models.attention import EMAAttention, LSConv, small_kernel_aggregation
-from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11, Detect, fuse
+from midog.models.fold import fold_batch_norms
+from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11, Detect
 
 AS_BUILT = {"lsconv": (22,), "ema": True}
 AS_WRITTEN = {"lsconv": OUTPUT_BLOCKS, "ema": True}
@@ -155,7 +156,7 @@ def test_fusing_changes_nothing_but_the_norms():
     tiles = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         before = network(tiles)
-        for got, expected in zip(fuse(network)(tiles), before, strict=True):
+        for got, expected in zip(fold_batch_norms(network)(tiles), before, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
     norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     after_aggregation = [f"{name}.bn" for name, module in network.named_modules() if isinstance(module, LSConv)]

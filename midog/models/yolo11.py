@@ -12,7 +12,6 @@ than the forward of a small network.
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from midog.models.attention import EMAAttention, LSConv
 
@@ -301,14 +300,3 @@ class YOLO11(nn.Module):
         out_middle = layer[19](torch.cat([layer[17](out_fine), neck_middle], 1))
         out_coarse = layer[22](torch.cat([layer[20](out_middle), coarse], 1))
         return layer[23]([out_fine, out_middle, out_coarse])
-
-
-def fuse(network):
-    """Fold every batch norm that follows a convolution into it, in place, for inference; returns the network."""
-    for module in network.eval().modules():
-        if isinstance(module, Conv):
-            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
-        elif isinstance(module, LSConv):
-            for part in (module.reduce, module.large, module.mix):
-                part[0], part[1] = fuse_conv_bn_eval(part[0], part[1]), nn.Identity()
-    return network

@@ -1,0 +1,40 @@
+"""The dihedral views of images, and what was found in a view back in its image.
+
+View 0 is the image. Views 0 to 3 are its quarter turns, views 4 to 7 those, mirrored.
+"""
+
+import numpy as np
+import torch
+
+VIEWS = {1: (0,), 2: (0, 4), 4: (0, 1, 2, 3), 8: tuple(range(8))}  # by how many a system asks for
+
+
+def dihedral(images, view):
+    """View 0 to 7 of (N, C, H, W): (N, C, H, W), or (N, C, W, H) after an odd number of quarter turns."""
+    turned = torch.rot90(images, view % 4, (2, 3))
+    return turned.flip(3) if view >= 4 else turned
+
+
+def boxes_from_view(boxes, view, height, width):
+    """Where boxes in a view lie in its image.
+
+    A pixel's centre is at integer coordinates, so mirroring takes x to width - 1 - x.
+
+    Args:
+        boxes: float (K, 4), px of the view.
+        view: 0 to 7, as `dihedral`.
+        height, width: of the image, px.
+
+    Returns:
+        float (K, 4), px of the image.
+    """
+    turns = view % 4
+    if turns % 2:
+        height, width = width, height
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    if view >= 4:
+        x = width - 1 - x
+    for _ in range(turns):
+        x, y = height - 1 - y, x
+        height, width = width, height
+    return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1)
