@@ -67,7 +67,7 @@ def small_kernel_aggregation(x, filters):
 
 
 class LSConv(nn.Module):
-    """"See large, focus small": a large-kernel branch predicts the filters of a small one (arXiv 2503.23135).
+    """ "See large, focus small": a large-kernel branch predicts the filters of a small one (arXiv 2503.23135).
 
     LSConv(x) = BN(SKA(x, LKP(x))) + x.
 
@@ -83,9 +83,7 @@ class LSConv(nn.Module):
             raise ValueError(f"LSConv shares each filter between 8 channels, {channels} cannot be shared")
         half, shared = channels // 2, channels // 8
         self.reduce = nn.Sequential(nn.Conv2d(channels, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
-        self.large = nn.Sequential(
-            nn.Conv2d(half, half, 7, padding=3, groups=half, bias=False), nn.BatchNorm2d(half)
-        )
+        self.large = nn.Sequential(nn.Conv2d(half, half, 7, padding=3, groups=half, bias=False), nn.BatchNorm2d(half))
         self.mix = nn.Sequential(nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
         self.filters = nn.Sequential(nn.Conv2d(half, 9 * shared, 1), nn.GroupNorm(shared, 9 * shared))
         self.bn = nn.BatchNorm2d(channels)
@@ -94,3 +92,28 @@ class LSConv(nn.Module):
         filters = self.filters(self.mix(self.large(self.reduce(x))))
         filters = filters.view(len(x), -1, 9, *x.shape[2:])
         return self.bn(small_kernel_aggregation(x, filters)) + x
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention (Woo et al., arXiv 1807.06521): first which channels, then which places.
+
+    Args:
+        channels: at least `reduction`.
+        reduction: factor between them and the hidden layer of the channel attention.
+
+    Forward: float (N, channels, H, W) -> the same shape; each value is scaled by a factor in (0, 1).
+    """
+
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        hidden = channels // reduction
+        self.channel = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
+        )
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x):
+        mean, most = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        x = x * (self.channel(mean) + self.channel(most)).sigmoid()  # equation 2
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return x * self.spatial(pooled).sigmoid()  # equation 3
