@@ -16,11 +16,15 @@ from PIL import Image
 from midog import job
 from midog.boxes import merge_near, nms
 from midog.classify import Calibrated, choose_device, classify, half_precision, load_classifier, load_network
-from midog.models.yolo11 import YOLO11, fuse
+from midog.ensemble import AveragedNetwork, DetectorViews, FusedDetector
+from midog.models.focasnet import FoCasNet
+from midog.models.fold import fold_batch_norms
+from midog.models.rtmdet import RTMDet
+from midog.models.yolo11 import YOLO11
 from midog.slide import at_spacing, open_slide
 from midog.tiles import grid, has_tissue, read_tile
 
-NETWORKS = {"yolo11": YOLO11}
+NETWORKS = {"yolo11": YOLO11, "rtmdet": RTMDet, "focasnet": FoCasNet}
 TILES_A_FORWARD = {"cpu": 2, "cuda": 16}
 CANDIDATE = np.dtype([("box", np.float32, 4), ("score", np.float32), ("probability", np.float32)])
 WHITE = 255
@@ -48,6 +52,30 @@ class NetworkDetector:
             kept = nms(box, score, self.nms_iou)
             found.append((box[kept], score[kept]))
         return found
+
+
+def load_detector(system, device, confidence=None):
+    """A `midog.system.System` -> the detector of all its members and views on a device.
+
+    Args:
+        system: with a `detector`.
+        device: torch.device.
+        confidence: instead of the system's own.
+
+    Raises:
+        UserError: as `midog.classify.load_network`.
+    """
+    part = system.detector
+    confidence = part.confidence if confidence is None else confidence
+    networks = []
+    for member in part.members:
+        network = load_network(part.network, part.options, system.folder / member.weights, NETWORKS)
+        networks.append(fold_batch_norms(network).to(device, memory_format=torch.channels_last))
+    if part.fusion == "average" and len(networks) > 1:
+        networks = [AveragedNetwork(networks)]
+    detectors = [NetworkDetector(network, confidence, part.nms_iou) for network in networks]
+    detector = FusedDetector(detectors, part.nms_iou) if len(detectors) > 1 else detectors[0]
+    return DetectorViews(detector, part.views, part.nms_iou) if part.views > 1 else detector
 
 
 def tiles_with_tissue(slide, places, tile):
@@ -179,9 +207,7 @@ class SystemDetector:
 
     def __init__(self, system, device, warn):
         self.part, self.device, self.warn = system.detector, device, warn
-        network = load_network(self.part.network, self.part.options, system.folder / self.part.weights, NETWORKS)
-        network = fuse(network).to(device, memory_format=torch.channels_last)
-        self.detector = NetworkDetector(network, self.part.confidence, self.part.nms_iou)
+        self.detector = load_detector(system, device)
         self.classifier = load_classifier(system, device) if system.members else None
         self.crop_size = max((member.size for member in system.members), default=0)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,22 +13,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Killed
+from conftest import training_arguments as arguments
 from PIL import Image
 
 from midog.detect import SystemDetector
 from midog.errors import UserError
 from midog.system import load_system
-from resources.data import synthetic
 from resources.data.fields import Field, read_fields
 from resources.train import candidate, evaluate_detection
 from resources.train.detector import read_detector_plan
+from resources.train.draws import BalancedDraws, Draw, ShareDraws
 from resources.train.losses import contrastive_loss, focal_loss
-from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate, darkest, match_stain
+from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate, darkest, jitter_hsv, match_stain
 
 SIZE = 256
+STILL = TileAugmentation()
 TISSUE, FIGURE, LOOK_ALIKE = (220, 160, 190), (60, 20, 90), (20, 110, 20)
 EVEN = {"figure": 1, "look_alike": 1, "background": 1, "crops": 1}
+
+
+def dataset(fields, crops, tiles, shares, how, seed, size=SIZE):
+    return TileDataset(fields, crops, size, tiles, ShareDraws(fields, len(crops), shares), how, seed)
 
 
 def disc(pixels, x, y, colour, radius=6):
@@ -83,7 +90,7 @@ def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic,
     """The tolerance is a disc's radius where a seam may cut one, and all are of one size there."""
     scale = 0.05 if tolerance < 2 else 0.0
     how = TileAugmentation(rotation=180, flip=0.5, scale=scale, mosaic_epochs=mosaic)
-    tiles = TileDataset(fields, crops, SIZE, 40, {source: 1}, how, seed=5)
+    tiles = dataset(fields, crops, 40, {source: 1}, how, seed=5)
     whole = 0
     for item in (tiles[number] for number in range(40)):
         seen, corners = discs(item), boxes_px(item)
@@ -100,14 +107,14 @@ def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic,
 
 
 def test_boxes_are_cut_at_the_edge(fields, crops):
-    tiles = TileDataset(fields, crops, SIZE, 1, EVEN, TileAugmentation(), seed=0)
+    tiles = dataset(fields, crops, 1, EVEN, TileAugmentation(), seed=0)
     box = tiles._boxes(np.array([[10.0, 128.0]]))[0] * SIZE
     assert box.tolist() == pytest.approx([17.5, 128, 35, 50])
 
 
 def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
     plain, mixed = (
-        TileDataset(fields, crops, SIZE, 20, {"figure": 1}, TileAugmentation(mixup=mixup), seed=1) for mixup in (0, 1)
+        dataset(fields, crops, 20, {"figure": 1}, TileAugmentation(mixup=mixup), seed=1) for mixup in (0, 1)
     )
     for number in range(20):
         count = len(plain[number]["bboxes"])
@@ -119,7 +126,7 @@ def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
 
 def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
     how = TileAugmentation(180, 0.5, 0.1, mixup=0.5, randaugment=2, erase=0.5, mosaic_epochs=1)
-    tiles = TileDataset(fields, crops, SIZE, 4, EVEN, how, seed=3)
+    tiles = dataset(fields, crops, 4, EVEN, how, seed=3)
     sampler = EpochSampler(tiles)
     torch.manual_seed(9)
     before = torch.get_rng_state()
@@ -137,20 +144,64 @@ def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
     assert not torch.equal(here[0]["img"], here[4]["img"])
 
 
-def test_tiles_are_drawn_around_what_the_shares_say(fields, crops, monkeypatch):
-    tiles = TileDataset(fields, crops, SIZE, 1, {"figure": 3, "crops": 1}, TileAugmentation(), seed=0)
-    monkeypatch.setattr(tiles, "_pasted", lambda random: "crops")
-    monkeypatch.setattr(tiles, "_window", lambda field, centre, size, random: "figure")
-    drawn = [tiles._tile(np.random.default_rng(seed)) for seed in range(400)]
-    assert 0.19 < drawn.count("crops") / 400 < 0.31
-    assert TileDataset(fields, crops[:0], SIZE, 1, EVEN, TileAugmentation(), 0).sources == [*EVEN][:3]
+def test_tiles_are_drawn_around_what_the_shares_say(fields, crops):
+    draws = ShareDraws(fields, len(crops), {"figure": 3, "crops": 1})
+    random = np.random.default_rng(0)
+    drawn = [draws(random) for _ in range(400)]
+    assert 0.19 < sum(each.field is None for each in drawn) / 400 < 0.31
+    at_figures = [each for each in drawn if each.field is not None]
+    assert all((each.point == fields[each.field].figures).all(1).any() for each in at_figures)
+    assert ShareDraws(fields, 0, EVEN).sources == [*EVEN][:3]
+
+
+def test_balanced_draws_are_even_over_sets_slides_and_classes(fields, crops):
+    """Two slides of one set with 8 figures each, one of them with 80 look-alikes more; crops of two cases."""
+    more = np.tile(fields[0].look_alikes, (10, 1))
+    fields = [replace(fields[0], look_alikes=more), replace(fields[1], case="b")]
+    draws = BalancedDraws(fields, ["crops"] * 3, ["x", "x", "y"])
+    random = np.random.default_rng(0)
+    drawn = [draws(random) for _ in range(4000)]
+    of_field = [sum(each.field == number for each in drawn) for number in (0, 1)]
+    of_crop = [sum(each.crop == number for each in drawn) for number in range(3)]
+
+    places = {(number, *point) for number, each in enumerate(fields) for point in each.figures}
+    figures = sum(each.figure or (each.point is not None and (each.field, *each.point) in places) for each in drawn)
+    assert of_field == pytest.approx([1000, 1000], abs=120)
+    assert of_crop == pytest.approx([500, 500, 1000], abs=120)
+    assert figures == pytest.approx(2000, abs=150)
+
+
+def test_a_drawn_crop_is_pasted_with_its_figure_or_no_figure_is(fields, crops):
+    empty = [replace(each, figures=np.zeros((0, 2), np.float32)) for each in fields]
+    for figure in (True, False):
+        tiles = TileDataset(empty, crops, SIZE, 1, lambda random, figure=figure: Draw(crop=1, figure=figure), STILL, 0)
+        counts = [len(tiles[number]["bboxes"]) for number in range(20)]
+        assert (min(counts) >= 1) == figure  # a later disc may hide the first one's figure: not in these 20
+        assert (max(counts) == 0) == (not figure)
+
+
+def test_tiles_can_be_oblong(fields, crops):
+    how = TileAugmentation(rotation=15, flip=0.5, erase=1.0, mosaic_epochs=1, hue=0.1, saturation=0.2, value=0.2)
+    tiles = dataset(fields, crops, 4, EVEN, how, seed=0, size=(192, 128))
+    for item in (tiles[number] for number in range(8)):
+        assert item["img"].shape == (3, 128, 192)
+        assert ((item["bboxes"] >= 0) & (item["bboxes"] <= 1)).all()
+
+
+def test_hsv_jitter_stays_in_its_range():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    jittered = jitter_hsv(pixels, np.random.default_rng(1), TileAugmentation(value=0.2))
+    ratio = jittered.max(2)[pixels.max(2) > 100] / pixels.max(2)[pixels.max(2) > 100]
+    assert 0.79 < ratio.min() <= ratio.max() < 1.21
+    assert np.ptp(ratio[ratio < 0.99]) < 0.02  # one factor a tile
+    assert np.abs(jitter_hsv(pixels, np.random.default_rng(1), STILL).astype(int) - pixels).mean() < 1
 
 
 def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
     pixels = np.full((128, 128, 3), TISSUE, np.uint8)
     figure = np.full((1, 2), 64, np.float32)
     field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
-    tiles = TileDataset([field], crops, SIZE, 1, {"crops": 1}, TileAugmentation(), seed=0)
+    tiles = dataset([field], crops, 1, {"crops": 1}, TileAugmentation(), seed=0)
     assert all(tiles[number]["img"].shape == (3, SIZE, SIZE) for number in range(10))
 
 
@@ -172,10 +223,10 @@ def test_a_pasted_stain_comes_to_its_surroundings():
 
 
 def test_discs_keep_their_distance_from_a_crop_s_figure(fields, crops):
-    tiles = TileDataset(fields, crops, SIZE, 1, {"crops": 1}, TileAugmentation(), seed=0)
+    tiles = dataset(fields, crops, 1, {"crops": 1}, TileAugmentation(), seed=0)
     random = np.random.default_rng(0)
     with_figure = 0
-    for _, middle, figures, radius in (tiles._place_in_crop(random, 40) for _ in range(200)):
+    for _, middle, figures, radius in (tiles._place_in_crop(Draw(), random, 40) for _ in range(200)):
         with_figure += len(figures)
         away = np.hypot(*(middle - 63.5))
         assert away <= radius - 18 if len(figures) else away >= radius + 18
@@ -242,6 +293,7 @@ def test_fields_are_read_chosen_and_resampled(folder):
     assert len(three.figures) == 0
     assert two.area_mm2 == pytest.approx(0.0025)
     chosen = {"a2,three.png": ["two.png", "three.png"], "-a*": ["three.png"], "-*1,three*": ["two.png"]}
+    chosen |= {"um_per_px=0.2*": ["one.png", "three.png"], "-image=t*": ["one.png"]}
     for cases, names in chosen.items():
         assert [field.name for field in read_fields([f"{folder}:{cases}"])] == names
 
@@ -266,32 +318,15 @@ def test_broken_tables(folder, name, old, new, words):
 
 
 def test_selections_that_choose_nothing(folder, tmp_path):
-    for selection, words in ((f"{folder}:c", "case c is not there"), (f"{folder}:-a*,three*", "no image is left")):
+    for selection, words in (
+        (f"{folder}:c", "case c is not there"),
+        (f"{folder}:-a*,three*", "no image is left"),
+        (f"{folder}:b=1", "no column b"),
+    ):
         with pytest.raises(UserError, match=words):
             read_fields([selection])
     with pytest.raises(UserError, match="no images.csv"):
         read_fields([tmp_path])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Two procedural fields of 256 px with a figure in each quarter, and crops of figures; their folders."""
-    root = tmp_path_factory.mktemp("data")
-    pages = synthetic.stack(8, seed=4)[0].reshape(2, 2, 2, 128, 128, 3).transpose(0, 1, 3, 2, 4, 5)
-    (root / "fields").mkdir()
-    images, figures = [], []
-    for number, pixels in enumerate(pages.reshape(2, 256, 256, 3)):
-        Image.fromarray(pixels).save(root / "fields" / f"{number}.png")
-        images.append(f"{number}.png,case{number},0.25")
-        for x, y in ((64, 64), (192, 64), (64, 192), (192, 192)):
-            figures.append(f"{number}.png,{x},{y},{'non-' * (x == y == 192)}mitotic figure")
-    (root / "fields/images.csv").write_text("\n".join(["image,case,um_per_px", *images, ""]))
-    (root / "fields/figures.csv").write_text("\n".join(["image,x,y,label", *figures, ""]))
-    (root / "crops/crops").mkdir(parents=True)
-    for number, crop in enumerate(synthetic.stack(2, seed=5)[0]):
-        Image.fromarray(crop).save(root / f"crops/crops/{number}.png")
-    (root / "crops/labels.csv").write_text("file,label\ncrops/0.png,0\ncrops/1.png,1\n")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -309,15 +344,6 @@ def system(data):
     path = data / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-class Killed(BaseException):
-    pass
-
-
-def arguments(data, system, out, *more):
-    said = ["--data", f"{data}/fields:case0", "--crops", f"{data}/crops", "--validation", f"{data}/fields:case1"]
-    return [*said, "--system", str(system), "--out", str(out), "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")
@@ -434,14 +460,25 @@ def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, 
     assert (int(row[1]) + int(row[3]), int(row[-1])) == (3, len(found))
 
 
-def test_a_detector_that_finds_nothing_is_no_reason_to_stop(data, system, killed, resumed):
+def test_a_detector_of_several_members_that_find_nothing(data, system, killed, resumed):
+    """Finding nothing is no reason to stop, and the export keeps the members and the views."""
+    folder = data / "several"
+    shutil.copytree(killed / "model/tiny", folder)
+    shutil.copyfile(folder / "detector.safetensors", folder / "second.safetensors")
+    values = yaml.safe_load((folder / "model.yaml").read_text())
+    first = values["detector"]["members"][0]
+    values["detector"] |= {"members": [first, first | {"weights": "second.safetensors"}], "confidence": 1.0}
+    values["detector"] |= {"views": 2, "fusion": "weighted_box_fusion"}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
     values = yaml.safe_load(system.read_text())
     values["classifier"]["training"] |= {"least_score": 1.0, "epochs": 1}
     path = data / "blind.yaml"
     path.write_text(yaml.safe_dump(values))
-    more = "--detector", str(killed / "model/tiny")
-    assert candidate.main(arguments(data, path, data / "blind", *more)) == 0
-    assert load_system(data / "blind/model/tiny").metrics["validation_f1_two_stages"] == 0
+    assert candidate.main(arguments(data, path, data / "blind", "--detector", str(folder))) == 0
+    exported = load_system(data / "blind/model/tiny")
+    assert exported.metrics["validation_f1_two_stages"] == 0
+    assert exported.detector.members == load_system(folder).detector.members
+    assert (exported.detector.views, exported.detector.fusion) == (2, "weighted_box_fusion")
 
 
 def test_features_and_logits_are_the_networks_own():

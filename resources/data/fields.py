@@ -4,9 +4,10 @@
 a labelled cell (image, x, y, label): "mitotic figure" or "non-mitotic figure".
 Coordinates are pixels of the image. A folder with only `labels.csv` (image,
 um_per_px) is tissue without figures. `resources/data/prepare.py` makes both.
+`resources/train/mine.py` finds more look-alikes, which `add_mined` adds.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
 
 UM_PER_PX = 0.25
 RESAMPLED_FROM = 0.10  # as at inference: images within 10 % of the spacing keep their pixels
 CLASSES = ("mitotic figure", "non-mitotic figure")
 FIGURE_COLUMNS = ("image", "x", "y", "label")
+MINED_COLUMNS = ("set", *FIGURE_COLUMNS, "score")
+SAME_CELL_UM = 7.5  # the challenge's distance of a match
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Field:
         pixels: uint8 (H, W, 3) RGB.
         um_per_px: of `pixels`.
         figures, look_alikes: float32 (N, 2), centres x, y in px of mitotic and non-mitotic figures.
+        factor: px of `pixels` to a px of the file.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Field:
     um_per_px: tuple
     figures: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     look_alikes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    factor: float = 1.0
 
     @property
     def size(self):
@@ -59,7 +64,8 @@ def read_fields(selections):
 
     Args:
         selections: strings FOLDER, or FOLDER:CASE,CASE (only these), or FOLDER:-CASE,CASE (all but these). A CASE
-            may hold * for any text; the case of an image without one is its name.
+            may hold * for any text; the case of an image without one is its name. COLUMN=VALUE chooses by another
+            column of the table (split=test).
 
     Returns:
         list of `Field`.
@@ -120,13 +126,23 @@ def select_images(images, cases, selection):
     if not cases:
         return images
     patterns = cases.removeprefix("-").split(",")
-    fits = {pattern: images.case.map(lambda case, pattern=pattern: fnmatchcase(case, pattern)) for pattern in patterns}
+    fits = {pattern: _fitting(images, pattern, selection) for pattern in patterns}
     absent = [pattern for pattern in patterns if not fits[pattern].any()]
     if absent:
         known = ", ".join(sorted(set(images.case))[:20])
         raise UserError(f"{selection}: case {', '.join(absent)} is not there; known: {known}")
     chosen = np.any(list(fits.values()), axis=0)
     return images[~chosen if cases.startswith("-") else chosen]
+
+
+def _fitting(images, pattern, selection):
+    """Which rows a CASE or COLUMN=VALUE of a selection means: bool (N,)."""
+    column, equals, value = pattern.partition("=")
+    if not equals:
+        column, value = "case", pattern
+    if column not in images:
+        raise UserError(f"{selection}: no column {column}; known: {', '.join(images.columns)}")
+    return images[column].astype(str).map(lambda each: fnmatchcase(each, value))
 
 
 def _read_field(folder, row, figures):
@@ -146,5 +162,61 @@ def _read_field(folder, row, figures):
     for label in CLASSES:
         chosen = figures[figures.label == label] if figures is not None else None
         centres = chosen[["x", "y"]].to_numpy(np.float32) if chosen is not None else np.zeros((0, 2), np.float32)
-        points[label] = (centres + 0.5) * factor - 0.5
-    return Field(row.image, row.case, folder.resolve().name, pixels, (spacing, spacing), *points.values())
+        points[label] = scale_points(centres, factor)
+    return Field(row.image, row.case, folder.resolve().name, pixels, (spacing, spacing), *points.values(), factor)
+
+
+def scale_points(points, factor):
+    """Where points of an image, float (N, 2) in px, are when it is scaled; a pixel's centre is at integers in both."""
+    return (points + 0.5) * factor - 0.5
+
+
+def add_mined(fields, paths):
+    """Add the look-alikes that `resources/train/mine.py` found.
+
+    Rows of images that are not among the fields are left out, for a file may hold cases that this run validates on. A
+    row within 7.5 um of a labelled cell, or of a row before it, is that cell, and left out, too.
+
+    Args:
+        fields: list of `Field`.
+        paths: CSV files with the columns of `MINED_COLUMNS`; x and y in px of the images as stored.
+
+    Returns:
+        list of `Field`, in the same order.
+
+    Raises:
+        UserError: a file cannot be read, lacks a column, has a bad number or another label, or no row for any field.
+    """
+    there = {(each.source, each.name) for each in fields}
+    mined = {}
+    for path in paths:
+        table = _read_mined(path)
+        by_image = {key: rows for key, rows in table.groupby(["set", "image"]) if key in there}
+        if not by_image:
+            raise UserError(f"{path}: no row for any of the images of --data; mine those, or leave this file out")
+        for key, rows in by_image.items():
+            mined.setdefault(key, []).extend(rows[["x", "y"]].to_numpy(np.float32))
+    return [_with_look_alikes(each, mined.get((each.source, each.name), [])) for each in fields]
+
+
+def _read_mined(path):
+    try:
+        table = pd.read_csv(path, dtype={"set": str, "image": str})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({brief(error)}); make it with resources/train/mine.py") from None
+    _check(path, table, MINED_COLUMNS, ("x", "y"))
+    other = table.label[table.label != CLASSES[1]]
+    if len(other):
+        raise UserError(f"{path}: line {other.index[0] + 2}: label {other.iloc[0]!r}, only {CLASSES[1]!r} expected")
+    return table
+
+
+def _with_look_alikes(field, points):
+    """A field with more look-alikes, those of `points` (px of the file) that are no cell it has."""
+    look_alikes = field.look_alikes
+    for point in points:
+        point = scale_points(point, field.factor)
+        away = (np.concatenate([field.figures, look_alikes]) - point) * field.um_per_px
+        if (np.hypot(*away.T) > SAME_CELL_UM).all():
+            look_alikes = np.concatenate([look_alikes, point[None]])
+    return replace(field, look_alikes=look_alikes)

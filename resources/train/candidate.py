@@ -26,14 +26,12 @@ from tqdm import tqdm  # noqa: E402
 
 from midog.boxes import match, merge_near  # noqa: E402
 from midog.classify import NetworkClassifier, Views, choose_device, classify, load_network, normalise  # noqa: E402
-from midog.detect import NETWORKS as DETECTORS  # noqa: E402
-from midog.detect import NetworkDetector, cut_candidate, find_candidates, with_score  # noqa: E402
+from midog.detect import cut_candidate, find_candidates, load_detector, with_score  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.models.classifiers import NETWORKS  # noqa: E402
-from midog.models.yolo11 import fuse  # noqa: E402
 from midog.system import load_system, parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
-from resources.data.fields import Field, read_fields  # noqa: E402
+from resources.data.fields import Field, add_mined, read_fields  # noqa: E402
 from resources.train.atypical import Design  # noqa: E402
 from resources.train.augment import Augmentation, augment  # noqa: E402
 from resources.train.common import (  # noqa: E402
@@ -167,22 +165,21 @@ def crops_as_fields(folders):
     return fields
 
 
-def propose(network, part, field, least_score, device):
+def propose(detector, part, field, device):
     """The detector's merged candidates of a field: boxes (K, 4), scores (K,)."""
-    detector = NetworkDetector(network, least_score, part.nms_iou)
     tile = part.tile if max(field.size) > 256 else 256
     boxes, scores = find_candidates(field, detector, tile, part.overlap, device)
     kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
     return boxes[kept], scores[kept]
 
 
-def gather(fields, number_of, network, part, plan, device, labelled):
+def gather(fields, number_of, detector, part, plan, device, labelled):
     """Cut the candidates of fields.
 
     Args:
         fields: list of `Field`.
         number_of: what goes into `Candidates.fields`, a function of the place in the list.
-        network, part: the detector and its settings.
+        detector, part: the detector and its settings.
         plan: `CandidatePlan`.
         labelled: add labelled cells where they were labelled, whether proposed or not.
     """
@@ -198,7 +195,7 @@ def gather(fields, number_of, network, part, plan, device, labelled):
 
     for place, field in enumerate(tqdm(fields, "candidates", disable=None)):
         number = number_of(place)
-        found, score = propose(network, part, field, plan.training.least_score, device)
+        found, score = propose(detector, part, field, device)
         centres = (found[:, :2] + found[:, 2:]) / 2
         hit = np.zeros(len(found), bool)
         taken = match(field.figures, centres, MATCH_UM / field.um_per_px[0])
@@ -413,25 +410,21 @@ def train(arguments):
     stage1 = load_system(arguments.detector)
     part = stage1.detector
     device = choose_device(arguments.device)
-    network = fuse(load_network(part.network, part.options, stage1.folder / part.weights, DETECTORS))
-    network = network.to(device, memory_format=torch.channels_last)
-    fields = read_fields(arguments.data)
+    fields = add_mined(read_fields(arguments.data), arguments.mined)
     held_out = read_fields(arguments.validation)
     said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
-    prepare_out(arguments.out, arguments.resume, said | {"detector": part.sha256, "plan": asdict(plan)})
-    cut = (network, part, plan, device)
-    training = _cached(arguments.out / "training.npz", lambda: _training(arguments, fields, cut))
-    validation = _cached(
-        arguments.out / "validation.npz", lambda: gather(held_out, lambda place: place, *cut, labelled=False)
+    prepare_out(arguments.out, arguments.resume, said | {"detector": asdict(part), "plan": asdict(plan)})
+
+    def cut(confidence):
+        return load_detector(stage1, device, confidence), part, plan, device
+
+    training = _cached(
+        arguments.out / "training.npz", lambda: _training(arguments, fields, cut(plan.training.least_score))
     )
-    # Validation is what inference sees: candidates above the system's own confidence.
-    sure = validation.scores >= part.confidence
-    validation = Candidates(
-        validation.images[sure],
-        validation.labels[sure],
-        validation.fields[sure],
-        validation.scores[sure],
-        validation.boxes[sure],
+    # Validation is what inference sees: candidates from the system's own confidence on.
+    validation = _cached(
+        arguments.out / "validation.npz",
+        lambda: gather(held_out, lambda place: place, *cut(part.confidence), labelled=False),
     )
     truths = sum(len(field.figures) for field in held_out)
     print(
@@ -477,7 +470,8 @@ def export(arguments, values, plan, stage1, weights, validation, truths, device)
     """Write OUT/model/<system>/: the detector as it is, the classifier, and model.yaml."""
     folder = arguments.out / "model" / values["system"]
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(stage1.folder / stage1.detector.weights, folder / stage1.detector.weights)
+    for each in stage1.detector.members:
+        shutil.copyfile(stage1.folder / each.weights, folder / each.weights)
     sha256 = save_weights(weights, folder / "classifier.safetensors")
     network = load_network(plan.member.network, plan.member.options, folder / "classifier.safetensors").to(device)
     probabilities = predict(network, plan, plan.views, validation, device)

@@ -10,7 +10,7 @@ is the export: a system of the detector alone.
 import argparse
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,11 +21,13 @@ import numpy as np  # noqa: E402
 
 from midog.classify import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.system import DetectorDesign, parse, read_yaml  # noqa: E402
+from midog.system import DetectorDesign, check_design, parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
-from resources.data.fields import read_fields  # noqa: E402
-from resources.train.common import operating_shift, prepare_out, save_weights, write_model  # noqa: E402
-from resources.train.tiles import SHARES, TileAugmentation, TileDataset  # noqa: E402
+from resources.data.fields import add_mined, read_fields  # noqa: E402
+from resources.train.common import prepare_out  # noqa: E402
+from resources.train.detector_export import export_detector  # noqa: E402
+from resources.train.draws import SHARES, ShareDraws  # noqa: E402
+from resources.train.tiles import TileAugmentation, TileDataset  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class DetectorPlan(DetectorDesign):
     training: DetectorRecipe
 
 
-def read_detector_plan(name):
-    """resources/systems/NAME.yaml (or a path) -> its name and version, and its `DetectorPlan`; strict keys."""
+def read_detector_plan(name, kind=DetectorPlan):
+    """resources/systems/NAME.yaml (or a path) -> the whole mapping, and its plan of the `kind`; strict keys."""
     path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
     values = read_yaml(path)
     if not isinstance(values, dict) or not isinstance(values.get("detector"), dict):
@@ -80,21 +82,20 @@ def read_detector_plan(name):
         where = f"{path}: detector.training"
         training = dict(detector["training"])
         training["augmentation"] = parse(TileAugmentation, training.get("augmentation"), f"{where}.augmentation")
-        recipe = detector["training"] = parse(DetectorRecipe, training, where)
-        unknown = sorted(set(recipe.shares) - set(SHARES))
-        if unknown:
-            raise UserError(f"{where}.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}")
-        if recipe.tiles_an_epoch < recipe.batch:
-            raise UserError(f"{where}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
-    return values, parse(DetectorPlan, detector, f"{path}: detector")
+        recipe = {each.name: each.type for each in fields(kind)}["training"]
+        detector["training"] = parse(recipe, training, where)
+    plan = parse(kind, detector, f"{path}: detector")
+    check_design(plan, f"{path}: detector")
+    return values, plan
 
 
-DATA_ARGUMENTS = ("data", "crops", "validation")
+DATA_ARGUMENTS = ("data", "mined", "crops", "validation")
 
 
 def add_data_arguments(parser):
     """What the trainings of both stages take."""
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR[:CASE,CASE]", help="labelled fields")
+    parser.add_argument("--mined", nargs="*", default=[], metavar="FILE", help="look-alikes that mine.py found in them")
     parser.add_argument("--crops", nargs="*", default=[], metavar="DIR", help="crops with a figure in the middle")
     parser.add_argument("--validation", nargs="+", required=True, metavar="DIR[:CASE]", help="labelled fields")
     parser.add_argument("--system", required=True, metavar="NAME", help="a file of resources/systems, or a path")
@@ -106,7 +107,7 @@ def add_data_arguments(parser):
 
 def names_of(arguments):
     """The names of the sets that a run learnt from, with their cases."""
-    return [Path(str(each)).name for each in (*arguments.data, *arguments.crops)]
+    return [Path(str(each)).name for each in (*arguments.data, *arguments.mined, *arguments.crops)]
 
 
 def parse_arguments(argv):
@@ -153,19 +154,32 @@ def overrides(plan, arguments, device):
     return settings
 
 
+def check_recipe(name, recipe):
+    """UserError for what the types do not tell."""
+    unknown = sorted(set(recipe.shares) - set(SHARES))
+    if unknown:
+        raise UserError(
+            f"{name}: detector.training.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}"
+        )
+    if recipe.tiles_an_epoch < recipe.batch:
+        raise UserError(f"{name}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
+
+
 def train(arguments):
     values, plan = read_detector_plan(arguments.system)
     recipe = plan.training
+    check_recipe(arguments.system, recipe)
     device = choose_device(arguments.device)
-    fields = read_fields(arguments.data)
+    fields = add_mined(read_fields(arguments.data), arguments.mined)
     validation = read_fields(arguments.validation)
     crops = np.zeros((0, 128, 128, 3), np.uint8)
     if arguments.crops:
         crops = np.ascontiguousarray(read_crops(arguments.crops).images.permute(0, 2, 3, 1).numpy())
+    learnt, held_out = (sum(len(each.figures) for each in group) for group in (fields, validation))
     print(
-        f"training fields {len(fields)} with {sum(len(each.figures) for each in fields)} mitotic figures, "
-        f"crops {len(crops)}; validation fields {len(validation)} with "
-        f"{sum(len(each.figures) for each in validation)} mitotic figures",
+        f"training fields {len(fields)} with {learnt} mitotic figures and "
+        f"{sum(len(each.look_alikes) for each in fields)} look-alikes, crops {len(crops)}; "
+        f"validation fields {len(validation)} with {held_out} mitotic figures",
         flush=True,
     )
     said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
@@ -175,42 +189,17 @@ def train(arguments):
     from resources.train.yolo_trainer import YOLO11Trainer
 
     settings = overrides(plan, arguments, device)
+    draws = ShareDraws(fields, len(crops), recipe.shares)
     dataset = TileDataset(
-        fields, crops, recipe.tile, recipe.tiles_an_epoch, recipe.shares, recipe.augmentation, settings["seed"]
+        fields, crops, recipe.tile, recipe.tiles_an_epoch, draws, recipe.augmentation, settings["seed"]
     )
     trainer = YOLO11Trainer(plan, dataset, validation, settings)
     if not (arguments.out / FINISHED).exists():
         if not trainer.is_over():
             trainer.train()
         (arguments.out / FINISHED).touch()
-    export(arguments, values, plan, *trainer.best_network())
-
-
-def export(arguments, values, plan, network, curve):
-    """Write OUT/model/<system>/: a system of the detector alone, .5 its best threshold on the validation fields."""
-    folder = arguments.out / "model" / values["system"]
-    folder.mkdir(parents=True, exist_ok=True)
-    sha256 = save_weights(network.state_dict(), folder / "detector.safetensors")
-    shift = operating_shift(curve["threshold"])
-    detector = {name: value for name, value in asdict(plan).items() if name != "training"}
-    detector |= {"context_um": 0.0, "score_weight": 0.0, "weights": "detector.safetensors", "sha256": sha256}
-    detector["calibration"] = {"scale": 1.0, "shift": shift}
-    metrics = {f"validation_{name}": round(value, 4) for name, value in curve.items()}
-    write_model(
-        folder,
-        {
-            "system": values["system"],
-            "version": values["version"],
-            "track": 1,
-            "views": 1,
-            "data": names_of(arguments),
-            "detector": detector,
-            "members": [],
-            "training": {"detector": asdict(plan.training)},
-            "metrics": metrics,
-        },
-    )
-    print(f"validation {curve}; export {folder}", flush=True)
+    folder, states = arguments.out / "model" / values["system"], [trainer.best_network().state_dict()]
+    export_detector(folder, values, plan, states, names_of(arguments), validation, device)
 
 
 def main(argv=None):

@@ -61,8 +61,10 @@ def evaluate(arguments):
         area = sum(field.area_mm2 for field in fields)
         shares = true / max(true + false, 1), true / max(true + missed, 1), 2 * true / max(2 * true + false + missed, 1)
         print(
-            f"{Path(selection).name:40s} {true:4d} {false:4d} {missed:4d} "
-            "{:10.3f} {:7.3f} {:7.3f}".format(*shares) + f" {area:6.2f} {false / area:7.2f}  {candidates:10d}",
+            f"{Path(selection).name:40s} {true:4d} {false:4d} {missed:4d} {{:10.3f}} {{:7.3f}} {{:7.3f}}".format(
+                *shares
+            )
+            + f" {area:6.2f} {false / area:7.2f}  {candidates:10d}",
             flush=True,
         )
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from resources.train.draws import Draw
+
 BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
 WHITE = (255, 255, 255)
 PATCH = 64  # px from the middle to the edge of what is pasted
@@ -26,7 +28,6 @@ DARKEST_OF = 6  # places that are drawn; nuclei teach more than stroma does
 TRIES = 20  # of finding a place without a figure; fields can be smaller than that
 GLASS = 225  # lightness from which a pixel is none of tissue
 LEAST_TISSUE = 100  # pixels, every fourth both ways, to measure a stain on
-SHARES = ("figure", "look_alike", "background", "crops")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TileAugmentation:
         flip: probability of each flip.
         scale: standard deviation of the log of the scale.
         stain, contrast: on the batch, as `resources.train.augment`.
+        hue, saturation, value: each changes by up to this share of its range.
         mixup: probability that another tile is blended in, with a weight uniform in [0, 1].
         randaugment: colour operations drawn from RandAugment, magnitude 9; the geometry is drawn above.
         erase: probability that a rectangle of .02 to .1 of the tile is erased.
@@ -49,6 +51,9 @@ class TileAugmentation:
     scale: float = 0.0
     stain: float = 0.0
     contrast: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
+    value: float = 0.0
     mixup: float = 0.0
     randaugment: int = 0
     erase: float = 0.0
@@ -73,23 +78,19 @@ class TileDataset(torch.utils.data.Dataset):
     Args:
         fields: list of `resources.data.fields.Field`.
         crops: uint8 (M, 128, 128, 3), each with a mitotic figure in the middle; may be empty.
-        size: px of a tile's side.
+        size: px of a tile's side, or of its width and height.
         tiles: how many an epoch has.
-        shares: how often each of `SHARES` is what a tile is drawn around; those that are not there are left out.
+        draws: what each tile is drawn around, see `resources.train.draws`.
         how: `TileAugmentation`.
         seed: int.
     """
 
-    def __init__(self, fields, crops, size, tiles, shares, how, seed):
-        self.fields, self.crops, self.size, self.tiles, self.how, self.seed = fields, crops, size, tiles, how, seed
-        self.figures = [(number, point) for number, each in enumerate(fields) for point in each.figures]
+    def __init__(self, fields, crops, size, tiles, draws, how, seed):
+        self.fields, self.crops, self.tiles, self.draws, self.how, self.seed = fields, crops, tiles, draws, how, seed
+        self.size = np.broadcast_to(size, 2)
         self.look_alikes = [(number, point) for number, each in enumerate(fields) for point in each.look_alikes]
         areas = np.array([each.pixels.shape[0] * each.pixels.shape[1] for each in fields], float)
         self.area_shares = areas / areas.sum()
-        there = {"figure": self.figures, "look_alike": self.look_alikes, "background": fields, "crops": crops}
-        self.sources = [name for name in shares if len(there[name])]
-        weights = np.array([shares[name] for name in self.sources], float)
-        self.weights = weights / weights.sum()
         self.colours = ColourRandAugment(num_ops=how.randaugment) if how.randaugment else None
 
     def __len__(self):
@@ -104,6 +105,8 @@ class TileDataset(torch.utils.data.Dataset):
             weight = random.random()
             pixels = cv2.addWeighted(pixels, weight, other, 1 - weight, 0)
             points = np.concatenate([points, more])
+        if self.how.hue or self.how.saturation or self.how.value:
+            pixels = jitter_hsv(pixels, random, self.how)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.colours:
             with torch.random.fork_rng(devices=[]):  # without workers this is the network's process
@@ -116,29 +119,27 @@ class TileDataset(torch.utils.data.Dataset):
     def _boxes(self, points):
         """Centres in px -> x, y, width, height in shares of the tile, cut at its edge: float32 (N, 4)."""
         half = BOX_UM / 0.25 / 2
-        corners = np.concatenate([points - half, points + half], 1).clip(0, self.size) / self.size
+        corners = np.concatenate([(points - half).clip(0, self.size), (points + half).clip(0, self.size)], 1)
+        corners /= np.tile(self.size, 2)
         boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
         return torch.from_numpy(boxes.astype(np.float32))
 
     def _tile(self, random):
-        """One tile: uint8 (size, size, 3) and the centres of its figures, float (N, 2)."""
-        source = random.choice(self.sources, p=self.weights)
-        if source == "crops":
-            return self._pasted(random)
-        if source == "background":
-            field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
+        """One tile: uint8 (height, width, 3) and the centres of its figures, float (N, 2)."""
+        draw = self.draws(random)
+        if draw.field is None:
+            return self._pasted(draw, random)
+        field = self.fields[draw.field]
+        if draw.point is None:
             centre = random.random(2) * field.size
         else:
-            cells = self.figures if source == "figure" else self.look_alikes
-            number, point = cells[random.integers(len(cells))]
-            field = self.fields[number]
-            centre = point + (random.random(2) - 0.5) * (self.size - BOX_UM / 0.25)
+            centre = draw.point + (random.random(2) - 0.5) * (self.size - BOX_UM / 0.25)
         return self._window(field, centre, self.size, random)
 
     def _window(self, field, centre, size, random):
-        """A drawn view of a field around a place: uint8 (size, size, 3), and the figures in it."""
+        """A drawn view of a field around a place: uint8 (height, width, 3), and the figures in it."""
         matrix = self._matrix(centre, size, random)
-        pixels = cv2.warpAffine(field.pixels, matrix, (size, size), borderMode=cv2.BORDER_CONSTANT, borderValue=WHITE)
+        pixels = cv2.warpAffine(field.pixels, matrix, size.tolist(), borderMode=cv2.BORDER_CONSTANT, borderValue=WHITE)
         points = field.figures @ matrix[:, :2].T + matrix[:, 2]
         return pixels, points[((points >= 0) & (points < size)).all(1)]
 
@@ -151,15 +152,16 @@ class TileDataset(torch.utils.data.Dataset):
         offset = (size - 1) / 2 - linear @ np.asarray(centre, float)
         return np.concatenate([linear, offset[:, None]], 1)
 
-    def _pasted(self, random):
+    def _pasted(self, draw, random):
         """A window of a field with discs from crops and from other fields pasted into it."""
         field = self.fields[random.choice(len(self.fields), p=self.area_shares)]
         tile, points = self._window(field, random.random(2) * field.size, self.size, random)
-        for _ in range(random.integers(1, MOST_PASTED + 1)):
-            place = random.integers(0, self.size, 2)
+        for number in range(random.integers(1, MOST_PASTED + 1)):
+            place = random.integers(0, self.size)
             radius = random.uniform(*PASTED_RADIUS)
-            if random.random() < PASTED_FROM_CROPS:
-                source, centre, figures, radius = self._place_in_crop(random, radius)
+            if (number == 0 and draw.crop is not None) or random.random() < PASTED_FROM_CROPS:
+                chosen = draw if number == 0 else Draw(figure=None if draw.figure else draw.figure)
+                source, centre, figures, radius = self._place_in_crop(chosen, random, radius)
             elif found := self._place_in_field(random, radius):
                 source, centre, figures = *found, np.zeros((0, 2))
             else:
@@ -172,11 +174,11 @@ class TileDataset(torch.utils.data.Dataset):
             points = np.concatenate([points, figures @ matrix[:, :2].T + matrix[:, 2] - PATCH + place])
         return tile, points[((points >= 0) & (points < self.size)).all(1)]
 
-    def _place_in_crop(self, random, radius):
+    def _place_in_crop(self, draw, random, radius):
         """A crop, the middle of a disc in it, the figures in the disc (N, 2), and the disc's radius."""
-        crop = self.crops[random.integers(len(self.crops))]
+        crop = self.crops[random.integers(len(self.crops)) if draw.crop is None else draw.crop]
         figure = np.full(2, (crop.shape[0] - 1) / 2)
-        if random.random() < PASTED_FIGURES:
+        if random.random() < PASTED_FIGURES if draw.figure is None else draw.figure:
             return crop, figure + on_circle(random, random.random() * (radius - FIGURE_RADIUS)), figure[None], radius
         away = OTHER_CELL_RADIUS + FIGURE_RADIUS
         places = [figure + on_circle(random, random.uniform(away, figure[0])) for _ in range(DARKEST_OF)]
@@ -199,12 +201,12 @@ class TileDataset(torch.utils.data.Dataset):
 
     def _mosaic(self, random):
         """Four tiles around a random cross (paper, "Mixing strategies")."""
-        size = self.size
-        cross = random.integers(size // 4, 3 * size // 4, 2)
-        joined = np.empty((size, size, 3), np.uint8)
+        width, height = self.size
+        cross = random.integers(self.size // 4, 3 * self.size // 4)
+        joined = np.empty((height, width, 3), np.uint8)
         figures = []
-        for columns in (slice(0, cross[0]), slice(cross[0], size)):
-            for rows in (slice(0, cross[1]), slice(cross[1], size)):
+        for columns in (slice(0, cross[0]), slice(cross[0], width)):
+            for rows in (slice(0, cross[1]), slice(cross[1], height)):
                 tile, points = self._tile(random)
                 joined[rows, columns] = tile[rows, columns]
                 inside = (points[:, 0] >= columns.start) & (points[:, 0] < columns.stop)
@@ -212,11 +214,24 @@ class TileDataset(torch.utils.data.Dataset):
         return joined, np.concatenate(figures)
 
     def _erase(self, image, random):
-        area = random.uniform(0.02, 0.1) * self.size**2
+        area = random.uniform(0.02, 0.1) * self.size.prod()
         ratio = np.exp(random.uniform(-1, 1) * np.log(3.3))
-        height, width = (int(min(self.size, round(side))) for side in (np.sqrt(area * ratio), np.sqrt(area / ratio)))
-        top, left = random.integers(0, self.size - height + 1), random.integers(0, self.size - width + 1)
+        sides = np.sqrt([area / ratio, area * ratio]).round().astype(int).clip(None, self.size)
+        (width, height), (left, top) = sides, random.integers(0, self.size - sides + 1)
         image[:, top : top + height, left : left + width] = 0
+
+
+def jitter_hsv(pixels, random, how):
+    """Change hue, saturation and value by up to a share of their range: uint8 (H, W, 3) -> the same."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL))
+    levels = np.arange(256)
+    hue = cv2.LUT(hue, ((levels + 256 * random.uniform(-1, 1) * how.hue) % 256).astype(np.uint8))
+    rows = ((saturation, how.saturation), (value, how.value))
+    changed = [
+        cv2.LUT(each, (levels * (1 + random.uniform(-1, 1) * share)).clip(0, 255).astype(np.uint8))
+        for each, share in rows
+    ]
+    return cv2.cvtColor(cv2.merge([hue, *changed]), cv2.COLOR_HSV2RGB_FULL)
 
 
 def on_circle(random, radius):

@@ -7,7 +7,6 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 os.environ.setdefault("YOLO_CONFIG_DIR", os.path.join(os.environ.get("TMPDIR", "/tmp"), "ultralytics"))
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # Ultralytics would set it to 1
 
-import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 import torch  # noqa: E402
 from torch.optim.swa_utils import update_bn  # noqa: E402
@@ -19,16 +18,16 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import SPPF  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint  # noqa: E402
 
-from midog.boxes import match, merge_near  # noqa: E402
+from midog.boxes import merge_near  # noqa: E402
 from midog.detect import NetworkDetector, find_candidates  # noqa: E402
 from midog.models.yolo11 import ATTENTION_BLOCK, OUTPUT_BLOCKS, YOLO11  # noqa: E402
 from resources.train.augment import jitter_contrast, jitter_stain  # noqa: E402
+from resources.train.field_curve import MATCH_UM, precision_recall  # noqa: E402
 from resources.train.tiles import EpochSampler, collate  # noqa: E402
 
 PIL.Image.open = open_image  # Ultralytics' own asks for one more package whenever an image is broken
 
 VALIDATION_CONFIDENCE = 0.05
-MATCH_UM = 7.5
 RECALIBRATION_TILES = 512
 
 
@@ -115,37 +114,6 @@ def detect_field(network, field, settings):
     boxes, scores = find_candidates(field, detector, settings.tile, settings.overlap, device)
     kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
     return boxes[kept], scores[kept]
-
-
-def precision_recall(fields, found):
-    """Hits of all fields together at every threshold.
-
-    Args:
-        fields: list of `Field`.
-        found: for each its boxes (K, 4) and scores (K,).
-
-    Returns:
-        dict: average_precision (area under the stepwise curve), the best f1 and its threshold.
-    """
-    scores, hits, truths = [], [], 0
-    for field, (boxes, score) in zip(fields, found, strict=True):
-        order = np.argsort(-score, kind="stable")
-        centres = (boxes[order, :2] + boxes[order, 2:]) / 2
-        # Each detection in falling order of score takes the nearest figure that is left.
-        scores.append(score[order])
-        hits.append(match(centres, field.figures, MATCH_UM / field.um_per_px[0]) >= 0)
-        truths += len(field.figures)
-    scores, hits = np.concatenate(scores), np.concatenate(hits)
-    if not len(scores) or not truths:
-        return {"average_precision": 0.0, "f1": 0.0, "threshold": 0.5}
-    order = np.argsort(-scores, kind="stable")
-    scores, true = scores[order], np.cumsum(hits[order])
-    precision, recall = true / np.arange(1, len(order) + 1), true / truths
-    f1 = 2 * true / (np.arange(1, len(order) + 1) + truths)
-    best = int(np.argmax(f1))
-    smooth = np.maximum.accumulate(precision[::-1])[::-1]
-    area = float((np.diff(recall, prepend=0.0) * smooth).sum())
-    return {"average_precision": area, "f1": float(f1[best]), "threshold": float(scores[best])}
 
 
 class YOLO11Trainer(DetectionTrainer):
@@ -252,8 +220,6 @@ class YOLO11Trainer(DetectionTrainer):
         """Nothing, see above."""
 
     def best_network(self):
-        """The plain network with the best validation's weights, and that validation's curve."""
+        """The plain network with the best validation's weights."""
         model, _ = load_checkpoint(self.best)
-        network = inference_network(model.float())
-        found = [detect_field(network, field, self.plan) for field in self.validation]
-        return network, precision_recall(self.validation, found)
+        return inference_network(model.float())

@@ -1,0 +1,277 @@
+"""RTMDet: published counts, shapes, its places, mmdetection's checkpoints, label assignment, losses, overfitting."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torchvision.ops import sigmoid_focal_loss
+
+from midog.boxes import match
+from midog.detect import NetworkDetector
+from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, from_mmdetection, places
+from resources.data import synthetic
+from resources.data.fields import read_fields
+from resources.train.rtmdet_loss import RTMDetLoss, assign, paired_iou
+
+STEPS = 40
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "parameters"),
+    [("s", 80, 8_886_924), ("s", 1, 8_856_351), ("tiny", 80, 4_896_168), ("m", 80, 24_709_188), ("l", 80, 52_315_804)],
+)
+def test_parameters_are_those_published(size, classes, parameters):
+    with torch.device("meta"):
+        network = RTMDet(size, classes)
+    assert count(network) == parameters
+    if (size, classes) == ("s", 80):
+        parts = network.backbone, network.neck, network.bbox_head
+        assert [count(part) for part in parts] == [4_378_320, 3_883_200, 625_404]
+
+
+def test_an_image_of_640_px_has_8400_places():
+    network = RTMDet("tiny", 3).eval()
+    with torch.no_grad():
+        boxes, logits = network(torch.rand(2, 3, 64, 96))
+    assert boxes.shape == (2, 4, (8 * 12 + 4 * 6 + 2 * 3))
+    assert logits.shape == (2, 3, 126)
+    points, strides = places(640, 640, "cpu")
+    assert points.shape == (2, 8400)
+    assert [(strides == stride).sum().item() for stride in (8, 16, 32)] == [6400, 1600, 400]
+    assert points[:, :2].T.tolist() == [[0, 0], [8, 0]]  # offset 0; x runs first
+    assert points[:, 6400 + 41].tolist() == [16, 16]
+    assert torch.sigmoid(logits).mean().item() == pytest.approx(PRIOR, abs=0.005)
+
+
+def test_a_box_is_its_distances_times_the_stride_from_its_place():
+    network = RTMDet("tiny").eval()
+    for level in range(3):
+        torch.nn.init.zeros_(network.bbox_head.rtm_reg[level].weight)
+        with torch.no_grad():
+            network.bbox_head.rtm_reg[level].bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    with torch.no_grad():
+        boxes, _ = network(torch.rand(1, 3, 64, 64))
+    assert boxes[0, :, 9].tolist() == [8 - 8, 8 - 16, 8 + 24, 8 + 32]
+    assert boxes[0, :, 64 + 5].tolist() == [16 - 16, 16 - 32, 16 + 48, 16 + 64]
+
+
+def test_input_is_normalised_in_blue_green_red():
+    network = RTMDet("tiny").eval()
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    red = torch.tensor([1.0, 0.0, 0.5])[None, :, None, None].expand(1, 3, 64, 64)
+    with torch.no_grad():
+        network(red)
+    expected = (torch.tensor([127.5, 0.0, 255.0]) - torch.tensor(BGR_MEAN)) / torch.tensor(BGR_STD)
+    torch.testing.assert_close(seen[0][0, :, 3, 3], expected, atol=1e-4, rtol=1e-4)
+
+
+def mmdetection_layout():
+    """Names and shapes of rtmdet_s_8xb32-300e_coco, written down from its configuration (size s, 80 classes)."""
+    shapes = {}
+
+    def conv(name, channels_in, channels, kernel=1, groups=1):
+        shapes[f"{name}.conv.weight"] = (channels, channels_in // groups, kernel, kernel)
+        norm(name, channels)
+
+    def norm(name, channels):
+        for each in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{each}"] = (channels,)
+        shapes[f"{name}.bn.num_batches_tracked"] = ()
+
+    def plain(name, channels_in, channels):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (channels, channels_in, 1, 1), (channels,)
+
+    def csp(name, channels_in, channels, blocks, attention):
+        half = channels // 2
+        conv(f"{name}.main_conv", channels_in, half)
+        conv(f"{name}.short_conv", channels_in, half)
+        conv(f"{name}.final_conv", channels, channels)
+        for block in range(blocks):
+            conv(f"{name}.blocks.{block}.conv1", half, half, 3)
+            conv(f"{name}.blocks.{block}.conv2.depthwise_conv", half, half, 5, half)
+            conv(f"{name}.blocks.{block}.conv2.pointwise_conv", half, half)
+        if attention:
+            plain(f"{name}.attention.fc", channels, channels)
+
+    for number, (channels_in, channels) in enumerate(((3, 16), (16, 16), (16, 32))):
+        conv(f"backbone.stem.{number}", channels_in, channels, 3)
+    for number, channels, blocks in ((1, 64, 1), (2, 128, 2), (3, 256, 2), (4, 512, 1)):
+        conv(f"backbone.stage{number}.0", channels // 2, channels, 3)
+        if number == 4:
+            conv("backbone.stage4.1.conv1", 512, 256)
+            conv("backbone.stage4.1.conv2", 1024, 512)
+        csp(f"backbone.stage{number}.{2 if number == 4 else 1}", channels, channels, blocks, attention=True)
+    for number, (channels_in, channels) in enumerate(((512, 256), (256, 128))):
+        conv(f"neck.reduce_layers.{number}", channels_in, channels)
+        csp(f"neck.top_down_blocks.{number}", 2 * channels, channels, 1, attention=False)
+    for number, channels in enumerate((128, 256)):
+        conv(f"neck.downsamples.{number}", channels, channels, 3)
+        csp(f"neck.bottom_up_blocks.{number}", 2 * channels, 2 * channels, 1, attention=False)
+    for number, channels in enumerate((128, 256, 512)):
+        conv(f"neck.out_convs.{number}", channels, 128, 3)
+    for level in range(3):
+        for branch in ("cls_convs", "reg_convs"):
+            for number in range(2):
+                conv(f"bbox_head.{branch}.{level}.{number}", 128, 128, 3)
+        plain(f"bbox_head.rtm_cls.{level}", 128, 80)
+        plain(f"bbox_head.rtm_reg.{level}", 128, 4)
+    return shapes
+
+
+def test_a_checkpoint_of_mmdetection_loads_strictly():
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in mmdetection_layout().items():
+        counter = name.endswith("num_batches_tracked")
+        state[name] = torch.tensor(7) if counter else torch.rand(shape, generator=generator)
+        first = name.replace("_convs.1.", "_convs.0.").replace("_convs.2.", "_convs.0.")
+        if "bbox_head" in name and ".conv.weight" in name:
+            state[name] = state[first]  # shared over levels, stored for each
+    state["data_preprocessor.mean"] = torch.tensor(BGR_MEAN).view(3, 1, 1)
+    state["data_preprocessor.std"] = torch.tensor(BGR_STD).view(3, 1, 1)
+    network = RTMDet("s", 80)
+    network.load_state_dict(from_mmdetection(state))
+    assert torch.equal(network.bbox_head.cls_convs[2][1].conv.weight, state["bbox_head.cls_convs.0.1.conv.weight"])
+    assert torch.equal(network.neck.downsamples[1].bn.running_var, state["neck.downsamples.1.bn.running_var"])
+    with pytest.raises(ValueError, match=r"data_preprocessor.mean"):
+        from_mmdetection(state | {"data_preprocessor.mean": torch.zeros(3, 1, 1)})
+
+
+def grid(truths, boxes=None, logits=None):
+    """Assignment in an image of 64 px, where every place predicts `boxes` (or the truth it is nearest to)."""
+    points, strides = places(64, 64, "cpu")
+    truths = torch.tensor(truths, dtype=torch.float32).view(-1, 4)
+    if boxes is None:
+        middles = (truths[:, :2] + truths[:, 2:]) / 2
+        boxes = truths[torch.cdist(points.T, middles).argmin(1)]
+    logits = torch.zeros(len(boxes)) if logits is None else logits
+    owner, quality = assign(boxes, logits, points, strides, truths)
+    return points, strides, owner, quality
+
+
+def test_a_truth_gets_as_many_places_as_its_best_overlaps_sum_to():
+    """Every place inside predicts the truth exactly: the 13 best overlaps sum to 13."""
+    points, _, owner, quality = grid([[4, 4, 60, 60]])
+    assert (owner == 0).sum() == 13
+    assert torch.equal(quality > 0, owner == 0)
+    away = (points.T - 32).norm(dim=1)
+    assert away[owner == 0].max() < 20  # the centre prior: the nearest ones
+
+
+def test_a_truth_whose_boxes_are_all_bad_keeps_one_place():
+    boxes = torch.tensor([[60.0, 60, 64, 64]]).expand(84, 4)
+    points, strides, owner, _ = grid([[0, 0, 24, 24]], boxes)
+    assert (owner == 0).sum() == 1
+    distance = (points[:, owner == 0].T - 12).norm() / strides[owner == 0]
+    assert distance.item() == pytest.approx(min(((points.T - 12).norm(dim=1) / strides).tolist()))
+
+
+def test_a_place_that_two_truths_want_goes_to_the_cheaper():
+    """Both hold the place (32, 32); its box is the second one's."""
+    truths = [[8, 8, 40, 40], [24, 24, 56, 56]]
+    boxes = torch.tensor(truths[1], dtype=torch.float32).expand(84, 4)
+    points, _, owner, quality = grid(truths, boxes)
+    place = ((points == 32).all(0)).nonzero()[0, 0]
+    assert owner[place] == 1
+    assert quality[place] == 1
+    assert (owner == 0).any()  # the least a truth gets is one place
+
+
+def test_no_truths_no_places():
+    _, _, owner, quality = grid([], torch.rand(84, 4))
+    assert (owner == -1).all()
+    assert not quality.any()
+
+
+class Fixed(torch.nn.Module):
+    """A network that says what it was told."""
+
+    def __init__(self, boxes, logits):
+        super().__init__()
+        self.boxes, self.logits = torch.nn.Parameter(boxes), torch.nn.Parameter(logits)
+
+    def forward(self, images):
+        return self.boxes, self.logits
+
+
+@pytest.mark.parametrize("kind", ["focal", "quality"])
+def test_loss_of_a_batch_by_hand(kind):
+    """Image 0 has a truth that one place finds with IoU .5, image 1 none; logits are 0 everywhere."""
+    truth = torch.tensor([[20.0, 20, 44, 44]])
+    boxes = torch.full((2, 84, 4), 60.0)
+    boxes[..., 2:] = 64
+    points, _ = places(64, 64, "cpu")
+    place = (points == 32).all(0).nonzero()[0, 0]
+    boxes[0, place] = torch.tensor([20.0, 20, 44, 32])
+    network = Fixed(boxes.transpose(1, 2).clone(), torch.zeros(2, 1, 84))
+    loss = RTMDetLoss(kind)(network, torch.zeros(2, 3, 64, 64), [truth, torch.zeros(0, 4)])
+    entropy = np.log(2)
+    if kind == "focal":  # alpha .25 and .75, (1 - p)^2 = 1/4
+        expected = 0.25 * entropy * (0.25 + 167 * 0.75) + 2 * 0.5
+    else:  # |y - .5|^2 is 0 for the positive, 1/4 elsewhere; GIoU is IoU here; all over the sum of u, at least 1
+        expected = 167 * 0.25 * entropy + 2 * 0.5 * 0.5
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert network.boxes.grad[1].abs().sum() == 0
+    assert network.boxes.grad[0, :, place].abs().sum() > 0
+
+
+def test_the_focal_part_is_torchvision_s_with_hard_targets():
+    logits = torch.linspace(-3, 3, 84).view(1, 1, 84)
+    network = Fixed(torch.zeros(1, 4, 84), logits)
+    loss = RTMDetLoss("focal")(network, torch.zeros(1, 3, 64, 64), [torch.zeros(0, 4)])
+    assert loss.item() == pytest.approx(sigmoid_focal_loss(logits, torch.zeros(1, 1, 84), reduction="sum").item())
+
+
+def test_paired_overlap_has_right_gradients():
+    first = torch.tensor([[0.0, 0, 10, 10], [3, 4, 20, 9]], dtype=torch.float64, requires_grad=True)
+    second = torch.tensor([[2.0, 3, 12, 9], [1, 1, 18, 30]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda boxes: paired_iou(boxes, second), first)
+    assert paired_iou(first, second)[0].item() == pytest.approx(48 / (100 + 60 - 48))
+    inverted = torch.tensor([[5.0, 5, 1, 1]])
+    assert paired_iou(inverted, torch.tensor([[0.0, 0, 10, 10]])).item() == 0
+
+
+def drawn_tiles():
+    """Four of the sample stack's crops, a figure in the middle of each."""
+    pages = synthetic.stack(4, seed=4)[0]
+    return [(page, np.full((1, 2), 63.5)) for page in pages]
+
+
+def real_tiles():
+    """Tiles of 128 px around the first figures of MITOS-ATYPIA 2014's case 03."""
+    folder = ROOT.parent / "shared" / "data" / "atypia14_h"
+    if not folder.is_dir():
+        pytest.skip("the real images are not here")
+    tiles = []
+    for field in read_fields([f"{folder}:H03"])[:4]:
+        corner = (field.figures[0].astype(int) - 64).clip(0, np.array(field.size) - 128)
+        points = field.figures - corner
+        points = points[((points >= 0) & (points < 128)).all(1)]
+        tiles.append((field.read(*corner, 128, 128), points))
+    return tiles
+
+
+@pytest.mark.parametrize("make", [drawn_tiles, real_tiles])
+def test_it_learns_a_few_tiles_by_heart(make):
+    """F1 1.0 after some steps: every figure found within 7.5 um, and nothing else."""
+    torch.manual_seed(0)
+    tiles = make()
+    images = torch.stack([torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) / 255 for pixels, _ in tiles])
+    truths = [torch.from_numpy(np.concatenate([points - 25, points + 25], 1)).float() for _, points in tiles]
+    network, loss = RTMDet("tiny").to(memory_format=torch.channels_last), RTMDetLoss("focal")
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss(network, images, truths).backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = NetworkDetector(network, 0.5, 0.3)(images)
+    for (boxes, _), (_, points) in zip(found, tiles, strict=True):
+        assert len(boxes) == len(points)
+        assert (match(points, (boxes[:, :2] + boxes[:, 2:]) / 2, 30) >= 0).all()
