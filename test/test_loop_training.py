@@ -1,41 +1,65 @@
 """The plain detection loop: a kill and a resume, the schedule, members, and what variants.py makes of them."""
 
 import csv
+import json
 
 import pytest
-import torch
 import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
-from midog.detect import SystemDetector
+import inference
+from midog.job import check_detection_result
 from midog.system import load_system
-from resources.data.fields import read_fields
-from resources.train import detection_loop, rtmdet, variants
+from resources.train import detection_loop, focasnet, rtmdet, variants
+
+JOB = ROOT / "test/input/track1"
+
+
+SMALL = {
+    "rtmdet_s": {"size": "tiny"},
+    "focasnet": {
+        "backbone": 18,
+        "cbam": True,
+        "group_norm": True,
+        "hybrid": True,
+        "levels": 2,
+        "width": 32,
+        "depth": 1,
+    },
+}
+SCRIPTS = {"rtmdet_s": rtmdet, "focasnet": focasnet}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def paper(request):
+    """The name of a published recipe."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def system(data):
-    """The paper's recipe, shrunk; the path of its YAML."""
-    values = yaml.safe_load((ROOT / "resources/systems/rtmdet_s.yaml").read_text())
-    values["system"] = "tiny"
+def system(data, paper):
+    """The recipe, shrunk; the path of its YAML."""
+    values = yaml.safe_load((ROOT / f"resources/systems/{paper}.yaml").read_text())
     # After so few steps every score is about the network's first: one in 100.
-    values["detector"] |= {"tile": 64, "confidence": 1e-3, "views": 1, "options": {"size": "tiny"}}
+    values["detector"] |= {"tile": 64, "confidence": 1e-3, "views": 1, "options": SMALL[paper]}
     values["detector"]["training"] |= {"tile": [64, 96], "iterations": 4, "batch": 4, "accumulate": 2}
     values["detector"]["training"] |= {"warmup_iterations": 2, "validate_every": 2, "validation_tiles": 3}
     values["detector"]["training"] |= {"average_rates": [0.9, 0.8], "half_precision": False}
-    path = data / "tiny.yaml"
+    path = data / f"{paper}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
 
 @pytest.fixture(scope="module")
-def whole(data, system):
-    assert rtmdet.main(arguments(data, system, data / "whole")) == 0
-    return data / "whole"
+def whole(data, paper, system):
+    """The folder of a training."""
+    assert SCRIPTS[paper].main(arguments(data, system, data / f"whole_{paper}")) == 0
+    return data / f"whole_{paper}"
 
 
-def test_a_killed_run_resumes_to_the_same_weights(data, system, whole, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights(data, paper, system, whole, monkeypatch):
+    train, cut = SCRIPTS[paper].main, data / f"cut_{paper}"
     saved = detection_loop.save_checkpoint
 
     def save_and_die(path, state):
@@ -44,39 +68,39 @@ def test_a_killed_run_resumes_to_the_same_weights(data, system, whole, monkeypat
 
     monkeypatch.setattr(detection_loop, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
-        rtmdet.main(arguments(data, system, data / "cut"))
+        train(arguments(data, system, cut))
     monkeypatch.setattr(detection_loop, "save_checkpoint", saved)
-    assert rtmdet.main(arguments(data, system, data / "cut", "--resume")) == 0
-    for path in sorted((whole / "model/tiny").iterdir()):
-        assert path.read_bytes() == (data / "cut/model/tiny" / path.name).read_bytes()
+    assert train(arguments(data, system, cut, "--resume")) == 0
+    for path in sorted((whole / "model" / paper).iterdir()):
+        assert path.read_bytes() == (cut / "model" / paper / path.name).read_bytes()
     assert [row["iteration"] for row in csv.DictReader((whole / "iterations.csv").open())] == ["2", "4"]
 
 
-def test_raw_weights_and_averages_are_the_members(data, whole):
-    model = load_system(whole / "model/tiny")
+def test_raw_weights_and_averages_are_the_members(paper, whole, tmp_path):
+    model = load_system(whole / "model" / paper)
     assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(3)]
     assert len({each.sha256 for each in model.detector.members}) == 3
-    found = SystemDetector(model, torch.device("cpu"), print)(read_fields([f"{data}/fields:case1"])[0])
-    assert len(found) > 0
+    assert inference.main(["--input", str(JOB), "--output", str(tmp_path), "--model", str(whole / "model")]) == 0
+    check_detection_result(json.loads((tmp_path / "mitotic-figures.json").read_text()))
 
 
-def test_variants_are_systems_with_their_own_operating_points(data, whole, capsys):
-    said = ["--model", str(whole / "model"), "--system", "tiny", "--validation", f"{data}/fields:case1"]
-    assert variants.main([*said, "--out", str(data / "variants"), "--device", "cpu"]) == 0
+def test_variants_are_systems_with_their_own_operating_points(data, paper, whole, tmp_path, capsys):
+    said = ["--model", str(whole / "model"), "--system", paper, "--validation", f"{data}/fields:case1"]
+    assert variants.main([*said, "--out", str(tmp_path), "--device", "cpu"]) == 0
     names = ["member0", "member1", "member2", "average", "weighted_box_fusion"]
     names += [f"average_{views}_views" for views in (2, 4, 8)]
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["variant", *names]
     for name in names:
-        model = load_system(data / "variants" / name)
+        model = load_system(tmp_path / name)
         assert len(model.detector.members) == (1 if name.startswith("member") else 3)
         assert set(model.metrics) == {"validation_average_precision", "validation_f1", "validation_threshold"}
 
 
-def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine(data, system):
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (paper, "Methods")."""
-    from resources.train.loop_detector import LoopPlan, read_detector_plan
+    from resources.train.loop_detector import LoopPlan, read_plan
 
-    _, plan = read_detector_plan("rtmdet_s", LoopPlan)
+    _, plan = read_plan("rtmdet_s", LoopPlan)
     loop = object.__new__(detection_loop.DetectionLoop)
     loop.recipe, rates = plan.training, []
     for loop.done in (0, 124, 249, 250, 12625, 24999):

@@ -71,7 +71,7 @@ class DetectorPlan(DetectorDesign):
     training: DetectorRecipe
 
 
-def read_detector_plan(name, kind=DetectorPlan):
+def read_plan(name, kind):
     """resources/systems/NAME.yaml (or a path) -> the whole mapping, and its plan of the `kind`; strict keys."""
     path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
     values = read_yaml(path)
@@ -86,6 +86,18 @@ def read_detector_plan(name, kind=DetectorPlan):
         detector["training"] = parse(recipe, training, where)
     plan = parse(kind, detector, f"{path}: detector")
     check_design(plan, f"{path}: detector")
+    return values, plan
+
+
+def read_detector_plan(name):
+    """As `read_plan`, of a `DetectorPlan` that Ultralytics' trainer can follow."""
+    values, plan = read_plan(name, DetectorPlan)
+    where, recipe = f"{name}: detector.training", plan.training
+    unknown = sorted(set(recipe.shares) - set(SHARES))
+    if unknown:
+        raise UserError(f"{where}.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}")
+    if recipe.tiles_an_epoch < recipe.batch:
+        raise UserError(f"{where}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
     return values, plan
 
 
@@ -154,21 +166,9 @@ def overrides(plan, arguments, device):
     return settings
 
 
-def check_recipe(name, recipe):
-    """UserError for what the types do not tell."""
-    unknown = sorted(set(recipe.shares) - set(SHARES))
-    if unknown:
-        raise UserError(
-            f"{name}: detector.training.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}"
-        )
-    if recipe.tiles_an_epoch < recipe.batch:
-        raise UserError(f"{name}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
-
-
 def train(arguments):
     values, plan = read_detector_plan(arguments.system)
     recipe = plan.training
-    check_recipe(arguments.system, recipe)
     device = choose_device(arguments.device)
     fields = add_mined(read_fields(arguments.data), arguments.mined)
     validation = read_fields(arguments.validation)

@@ -52,16 +52,21 @@ def export_detector(folder, values, plan, states, data, validation, device):
 
 
 def set_operating_point(folder, fields, device):
-    """Run a system of a detector alone over labelled fields, and put its best threshold at .5 in model.yaml.
+    """Run a Track 1 system over labelled fields, and put its best threshold at .5 in model.yaml.
+
+    Args:
+        folder: of a system of one stage, or of two with one classifier: the shift of an ensemble's mean is no number
+            that model.yaml holds, see `midog.tune`.
 
     Returns:
-        the curve of `precision_recall`, over scores before calibration.
+        the curve of `precision_recall`, over the probabilities before.
     """
     detector = SystemDetector(load_system(folder), device, tqdm.write)
     found = [detector(field) for field in tqdm(fields, "validation", disable=None, leave=False)]
-    curve = precision_recall(fields, [(each["box"], each["score"]) for each in found])
+    curve = precision_recall(fields, [(each["box"], each["probability"]) for each in found])
     values = read_yaml(folder / "model.yaml")
-    values["detector"]["calibration"] = {"scale": 1.0, "shift": operating_shift(curve["threshold"])}
+    (last,) = values["members"] or [values["detector"]]
+    last["calibration"]["shift"] = round(last["calibration"]["shift"] + operating_shift(curve["threshold"]), 4)
     values["metrics"] |= {f"validation_{name}": round(value, 4) for name, value in curve.items()}
     write_model(folder, values)
     return curve

@@ -14,7 +14,7 @@ from resources.data.crops import read_crops
 from resources.data.fields import add_mined, read_fields
 from resources.train.common import prepare_out, seed_everything
 from resources.train.detection_loop import DetectionLoop, LoopRecipe
-from resources.train.detector import DATA_ARGUMENTS, add_data_arguments, names_of, read_detector_plan
+from resources.train.detector import DATA_ARGUMENTS, add_data_arguments, names_of, read_plan
 from resources.train.detector_export import export_detector
 from resources.train.draws import BalancedDraws
 from resources.train.tiles import TileAugmentation, TileDataset
@@ -42,7 +42,7 @@ def run(argv, description, network, losses):
         "--options", nargs="*", default=[], metavar="NAME=VALUE", help="of the network, over the recipe's"
     )
     arguments = parser.parse_args(argv)
-    values, plan = read_detector_plan(arguments.system, LoopPlan)
+    values, plan = read_plan(arguments.system, LoopPlan)
     changed = dict(each.split("=", 1) for each in arguments.options if "=" in each)
     unknown = set(changed) - set(plan.options)
     if unknown or len(changed) < len(arguments.options):

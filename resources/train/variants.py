@@ -1,9 +1,15 @@
-"""Compare the ways to join a detector's members and views, on labelled fields.
+"""Compare variants of a trained Track 1 system, on labelled fields.
 
     python resources/train/variants.py --model DIR --system NAME --validation DIR[:CASE] ... --out DIR
 
+Of a system of one stage: each member alone, the two ways to join the members, and
+views. Of a system of two stages: how much the classifier sees around a candidate,
+which is FoCasNet's table 2 (arXiv 2301.07627): patches of 64 to 256 px, scaled to
+256 px, of which the middle 224 px are seen.
+
 Each variant is written to OUT as a system of its own, its operating point chosen on
 these fields, so that `predict --model OUT --system VARIANT` and `evaluate` can run it.
+One that is there already is not run again.
 """
 
 import argparse
@@ -16,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from midog.classify import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.system import find_system, model_folder, read_yaml  # noqa: E402
-from resources.data.fields import read_fields  # noqa: E402
+from resources.data.fields import UM_PER_PX, read_fields  # noqa: E402
 from resources.train.common import write_model  # noqa: E402
 from resources.train.detector_export import set_operating_point  # noqa: E402
 
 VIEWS = (2, 4, 8)
+PATCHES = (64, 112, 128, 256)  # px at .25 um/px
+SCALED, SEEN = 256, 224  # px
 
 
 def parse_arguments(argv):
@@ -29,40 +37,49 @@ def parse_arguments(argv):
     parser.add_argument("--system", required=True, metavar="NAME", help="a folder of the weights")
     parser.add_argument("--validation", nargs="+", required=True, metavar="DIR[:CASE]", help="labelled fields")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for a system each variant")
+    parser.add_argument("--only", nargs="*", metavar="VARIANT", help="instead of all")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args(argv)
 
 
-def variants_of(members):
-    """Name, and what changes in model.yaml's detector, of every variant of a system with these members."""
-    made = {f"member{number}": {"members": [each]} for number, each in enumerate(members)}
-    made |= {each: {"fusion": each} for each in ("average", "weighted_box_fusion")}
-    return made | {f"average_{views}_views": {"fusion": "average", "views": views} for views in VIEWS}
+def variants_of(values):
+    """The variants of a model.yaml's mapping by name, each a mapping like it; none has metrics."""
+    detector, members = values["detector"], values["members"]
+    if members:
+        seen = [each | {"crop": SEEN / SCALED, "size": SEEN} for each in members]
+        made = {f"patch_{px}": (detector | {"context_um": px * UM_PER_PX}, seen) for px in PATCHES}
+    else:
+        detector = detector | {"views": 1}
+        parts = {f"member{number}": {"members": [each]} for number, each in enumerate(detector["members"])}
+        parts |= {fusion: {"fusion": fusion} for fusion in ("average", "weighted_box_fusion")}
+        parts |= {f"average_{views}_views": {"fusion": "average", "views": views} for views in VIEWS}
+        made = {name: (detector | changes, []) for name, changes in parts.items()}
+    return {
+        name: values | {"system": name, "detector": first, "members": second, "metrics": {}}
+        for name, (first, second) in made.items()
+    }
 
 
 def compare(arguments):
     system = find_system(model_folder(arguments.model), arguments.system, track=1)
-    if system.members:
-        raise UserError(f"{system.folder / 'model.yaml'}: has a classifier; choose a system of one stage")
-    values = read_yaml(system.folder / "model.yaml")
+    if len(system.members) > 1:
+        raise UserError(f"{system.folder / 'model.yaml'}: has several classifiers; choose a system with one or none")
+    variants = variants_of(read_yaml(system.folder / "model.yaml"))
+    names = arguments.only or list(variants)
+    if unknown := sorted(set(names) - set(variants)):
+        raise UserError(f"--only {', '.join(unknown)}: unknown; known: {', '.join(variants)}")
     fields, device = read_fields(arguments.validation), choose_device(arguments.device)
-    print(f"{'variant':24s} average precision     F1  threshold")
-    for name, changes in variants_of(values["detector"]["members"]).items():
+    print(f"{'variant':24s} average precision     F1")
+    for name in names:
         folder = arguments.out / name
-        if not (folder / "model.yaml").exists():
+        if not (folder / "model.yaml").exists() or not read_yaml(folder / "model.yaml")["metrics"]:
             folder.mkdir(parents=True, exist_ok=True)
-            detector = values["detector"] | {"views": 1} | changes
-            for member in detector["members"]:
+            for member in (*variants[name]["detector"]["members"], *variants[name]["members"]):
                 shutil.copyfile(system.folder / member["weights"], folder / member["weights"])
-            write_model(folder, values | {"system": name, "detector": detector, "metrics": {}})
-        metrics = read_yaml(folder / "model.yaml")["metrics"]
-        if not metrics:
+            write_model(folder, variants[name])
             set_operating_point(folder, fields, device)
-            metrics = read_yaml(folder / "model.yaml")["metrics"]
-        average_precision, f1, threshold = (
-            metrics[f"validation_{key}"] for key in ("average_precision", "f1", "threshold")
-        )
-        print(f"{name:24s} {average_precision:17.3f} {f1:6.3f} {threshold:10.3f}", flush=True)
+        metrics = read_yaml(folder / "model.yaml")["metrics"]
+        print(f"{name:24s} {metrics['validation_average_precision']:17.3f} {metrics['validation_f1']:6.3f}", flush=True)
 
 
 def main(argv=None):
