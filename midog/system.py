@@ -13,7 +13,7 @@ from midog.errors import UserError
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
 FUSIONS = ("average", "weighted_box_fusion")
-DEFAULT_SYSTEMS = {1: "sztu_small", 2: "convnextv2_small"}  # by track, where a model folder holds several
+DEFAULT_SYSTEMS = {1: "rtmdet_two_stages", 2: "convnextv2_small"}  # by track, where a model folder holds several
 
 
 @dataclass(frozen=True)

@@ -339,6 +339,7 @@ def system(data):
     values["detector"]["options"]["scale"] = "n"
     values["detector"]["training"] |= {"tile": 64, "epochs": 2, "tiles_an_epoch": 8, "batch": 4}
     values["detector"]["training"]["augmentation"]["mosaic_epochs"] = 1
+    values["classifier"]["confidence"] = 1e-4
     values["classifier"]["member"] |= {"options": {"name": "test_convnext"}, "size": 32}
     values["classifier"]["training"] |= {"epochs": 3, "crops_an_epoch": 16, "batch": 8, "least_score": 1e-4}
     path = data / "tiny.yaml"

@@ -42,10 +42,18 @@ def test_the_committed_stack_gives_the_expected_result(tmp_path):
     assert len({entry["confidence"] for entry in result}) == 16
 
 
-@pytest.mark.skipif(not (ROOT / "model/sztu_small").is_dir(), reason="no weights for Track 1")
+@pytest.mark.skipif(not (ROOT / "model/rtmdet_two_stages").is_dir(), reason="no weights for Track 1")
 def test_the_committed_region_gives_the_expected_result(tmp_path):
     log = run_sample(REGION_JOB, tmp_path / "new" / "output")
-    for said in ("sample.tiff", "sztu_small", "weights", "device cpu", "um/px 0.25 x 0.25", "candidates", "seconds"):
+    for said in (
+        "sample.tiff",
+        "rtmdet_two_stages",
+        "weights",
+        "device cpu",
+        "um/px 0.25 x 0.25",
+        "candidates",
+        "seconds",
+    ):
         assert said in log
     assert main(ROOT / "test/expected/track1", tmp_path / "new" / "output") == 0
     result = json.loads((tmp_path / "new" / "output" / POINTS).read_text())

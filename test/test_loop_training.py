@@ -4,14 +4,18 @@ import csv
 import json
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
 import inference
+from midog.detect import NETWORKS
 from midog.job import check_detection_result
 from midog.system import load_system
-from resources.train import detection_loop, focasnet, rtmdet, variants
+from resources.train import candidate, detection_loop, focasnet, rtmdet, variants
+from resources.train.detector import read_plan
+from resources.train.loop_detector import LoopPlan
 
 JOB = ROOT / "test/input/track1"
 
@@ -98,14 +102,26 @@ def test_variants_are_systems_with_their_own_operating_points(data, paper, whole
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (paper, "Methods")."""
-    from resources.train.loop_detector import LoopPlan, read_plan
-
     _, plan = read_plan("rtmdet_s", LoopPlan)
     loop = object.__new__(detection_loop.DetectionLoop)
     loop.recipe, rates = plan.training, []
     for loop.done in (0, 124, 249, 250, 12625, 24999):
         rates.append(loop._learning_rate())
     assert rates == pytest.approx([1.396e-5, 5.05e-4, 1e-3, 1e-3, 5e-4, 0], rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["rtmdet_s", "rtmdet_tiny", "focasnet", "focasnet_small"])
+def test_recipes_of_the_project_are_read(name):
+    _, plan = read_plan(name, LoopPlan)
+    with torch.device("meta"):
+        NETWORKS[plan.network](**plan.options)
+
+
+@pytest.mark.parametrize("name", ["rtmdet_two_stages", "focasnet", "focasnet_small"])
+def test_second_stages_of_the_project_are_read(name):
+    _, plan = candidate.read_candidate_plan(name)
+    with torch.device("meta"):
+        candidate.NETWORKS[plan.member.network](**plan.member.options)
 
 
 def test_a_system_of_another_network_is_refused(data, capsys):

@@ -102,9 +102,17 @@ class CandidateRecipe:
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """The `classifier` part of a system's YAML."""
+    """The `classifier` part of a system's YAML.
+
+    Attributes:
+        views: of each crop at test.
+        confidence: the least score of a detector's candidate that is classified.
+        context_um, score_weight: as in `midog.system.Detector`.
+        member, training: the network, and how it is trained.
+    """
 
     views: int
+    confidence: float
     context_um: float
     score_weight: float
     member: Design
@@ -424,7 +432,7 @@ def train(arguments):
     # Validation is what inference sees: candidates from the system's own confidence on.
     validation = _cached(
         arguments.out / "validation.npz",
-        lambda: gather(held_out, lambda place: place, *cut(part.confidence), labelled=False),
+        lambda: gather(held_out, lambda place: place, *cut(plan.confidence), labelled=False),
     )
     truths = sum(len(field.figures) for field in held_out)
     print(
@@ -478,7 +486,8 @@ def export(arguments, values, plan, stage1, weights, validation, truths, device)
     f1, threshold = best_f1(probabilities, validation.labels.numpy(), truths)
     member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": operating_shift(threshold)}}
     member |= {"weights": "classifier.safetensors", "sha256": sha256}
-    detector = asdict(stage1.detector) | {"context_um": plan.context_um, "score_weight": plan.score_weight}
+    detector = asdict(stage1.detector)
+    detector |= {name: getattr(plan, name) for name in ("confidence", "context_um", "score_weight")}
     write_model(
         folder,
         {

@@ -77,7 +77,10 @@ class DetectionLoop:
 
     def __init__(self, network, loss, recipe, tiles, validation, folder, device):
         self.recipe, self.loss, self.tiles, self.folder, self.device = recipe, loss, tiles, folder, device
-        self.network = network.to(device, memory_format=torch.channels_last)
+        grouped = any(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+        # Group norm's backward pass is slow where channels come last.
+        self.layout = torch.contiguous_format if grouped else torch.channels_last
+        self.network = network.to(device, memory_format=self.layout)
         self.averages = [copy.deepcopy(self.network).eval() for _ in recipe.average_rates]
         self.validation = [validation[number] for number in range(recipe.validation_tiles)]
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
@@ -182,7 +185,7 @@ class DetectionLoop:
 
     def _loss(self, network, images, truths):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.half_precision):
-            return self.loss(network, images.contiguous(memory_format=torch.channels_last), truths)
+            return self.loss(network, images.contiguous(memory_format=self.layout), truths)
 
     def _prepare(self, batch):
         """Images float in [0, 1], and each one's boxes as corners in px."""

@@ -5,7 +5,8 @@
 Of a system of one stage: each member alone, the two ways to join the members, and
 views. Of a system of two stages: how much the classifier sees around a candidate,
 which is FoCasNet's table 2 (arXiv 2301.07627): patches of 64 to 256 px, scaled to
-256 px, of which the middle 224 px are seen.
+twice the side that the network was trained on, of which the middle 7/8 are seen (256
+and 224 px there, where patches of 64 px were trained on at 128 px).
 
 Each variant is written to OUT as a system of its own, its operating point chosen on
 these fields, so that `predict --model OUT --system VARIANT` and `evaluate` can run it.
@@ -28,7 +29,8 @@ from resources.train.detector_export import set_operating_point  # noqa: E402
 
 VIEWS = (2, 4, 8)
 PATCHES = (64, 112, 128, 256)  # px at .25 um/px
-SCALED, SEEN = 256, 224  # px
+SEEN = 7 / 8  # of a patch's side
+SCALED = 2  # a patch's side over that of training
 
 
 def parse_arguments(argv):
@@ -46,7 +48,7 @@ def variants_of(values):
     """The variants of a model.yaml's mapping by name, each a mapping like it; none has metrics."""
     detector, members = values["detector"], values["members"]
     if members:
-        seen = [each | {"crop": SEEN / SCALED, "size": SEEN} for each in members]
+        seen = [each | {"crop": SEEN, "size": round(SEEN * SCALED * each["size"])} for each in members]
         made = {f"patch_{px}": (detector | {"context_um": px * UM_PER_PX}, seen) for px in PATCHES}
     else:
         detector = detector | {"views": 1}
