@@ -472,6 +472,7 @@ def test_a_detector_of_several_members_that_find_nothing(data, system, killed, r
     values["detector"] |= {"views": 2, "fusion": "weighted_box_fusion"}
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
     values = yaml.safe_load(system.read_text())
+    values["classifier"]["confidence"] = 1.0
     values["classifier"]["training"] |= {"least_score": 1.0, "epochs": 1}
     path = data / "blind.yaml"
     path.write_text(yaml.safe_dump(values))
