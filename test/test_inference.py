@@ -61,6 +61,14 @@ def test_the_committed_region_gives_the_expected_result(tmp_path):
     assert len(result["points"]) >= 8  # as many candidates as figures were drawn; no drawing need pass for a real one
 
 
+@pytest.mark.parametrize("name", ["sztu_small", "rtmdet_tiny", "focasnet_small"])
+def test_every_shipped_system_of_track_1_runs_the_job(name, tmp_path):
+    assert inference.main(["--input", str(REGION_JOB), "--output", str(tmp_path), "--system", name]) == 0
+    result = json.loads((tmp_path / POINTS).read_text())
+    check_detection_result(result)
+    assert len(result["points"]) >= 8
+
+
 def test_the_comparison_of_stacks_can_fail(tmp_path):
     one = [{"class": "normal", "confidence": 0.2}]
     assert differences(one, one, 1e-3) == []
