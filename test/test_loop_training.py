@@ -1,7 +1,6 @@
 """The plain detection loop: a kill and a resume, the schedule, members, and what variants.py makes of them."""
 
 import csv
-import json
 
 import pytest
 import torch
@@ -9,15 +8,12 @@ import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
-import inference
-from midog.detect import NETWORKS
-from midog.job import check_detection_result
+from midog.detect import NETWORKS, SystemDetector
 from midog.system import load_system
+from resources.data.fields import read_fields
 from resources.train import candidate, detection_loop, focasnet, rtmdet, variants
 from resources.train.detector import read_plan
 from resources.train.loop_detector import LoopPlan
-
-JOB = ROOT / "test/input/track1"
 
 
 SMALL = {
@@ -45,8 +41,8 @@ def paper(request):
 def system(data, paper):
     """The recipe, shrunk; the path of its YAML."""
     values = yaml.safe_load((ROOT / f"resources/systems/{paper}.yaml").read_text())
-    # After so few steps every score is about the network's first: one in 100.
-    values["detector"] |= {"tile": 64, "confidence": 1e-3, "views": 1, "options": SMALL[paper]}
+    # After so few steps every score is about the network's first, one in 100: few candidates are quick to join.
+    values["detector"] |= {"tile": 256, "confidence": 0.02, "views": 1, "options": SMALL[paper]}
     values["detector"]["training"] |= {"tile": [64, 96], "iterations": 4, "batch": 4, "accumulate": 2}
     values["detector"]["training"] |= {"warmup_iterations": 2, "validate_every": 2, "validation_tiles": 3}
     values["detector"]["training"] |= {"average_rates": [0.9, 0.8], "half_precision": False}
@@ -80,12 +76,12 @@ def test_a_killed_run_resumes_to_the_same_weights(data, paper, system, whole, mo
     assert [row["iteration"] for row in csv.DictReader((whole / "iterations.csv").open())] == ["2", "4"]
 
 
-def test_raw_weights_and_averages_are_the_members(paper, whole, tmp_path):
+def test_raw_weights_and_averages_are_the_members(data, paper, whole):
     model = load_system(whole / "model" / paper)
     assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(3)]
     assert len({each.sha256 for each in model.detector.members}) == 3
-    assert inference.main(["--input", str(JOB), "--output", str(tmp_path), "--model", str(whole / "model")]) == 0
-    check_detection_result(json.loads((tmp_path / "mitotic-figures.json").read_text()))
+    found = SystemDetector(model, torch.device("cpu"), print)(read_fields([f"{data}/fields:case1"])[0])
+    assert ((found["probability"] > 0) & (found["probability"] < 1)).all()
 
 
 def test_variants_are_systems_with_their_own_operating_points(data, paper, whole, tmp_path, capsys):
