@@ -15,7 +15,6 @@ from resources.train import candidate, detection_loop, focasnet, rtmdet, variant
 from resources.train.detector import read_plan
 from resources.train.loop_detector import LoopPlan
 
-
 SMALL = {
     "rtmdet_s": {"size": "tiny"},
     "focasnet": {
