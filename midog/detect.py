@@ -47,7 +47,7 @@ class NetworkDetector:
             boxes, logits = self.network(tiles.contiguous(memory_format=torch.channels_last))
         found = []
         for box, score in zip(boxes.float(), torch.sigmoid(logits[:, 0].float()), strict=True):
-            sure = score >= self.confidence
+            sure = (score >= self.confidence) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
             box, score = box[:, sure].T.cpu().numpy(), score[sure].cpu().numpy()
             kept = nms(box, score, self.nms_iou)
             found.append((box[kept], score[kept]))

@@ -301,3 +301,13 @@ def test_coordinates_above_10_mm_are_written_with_one_warning(model, pixels, tmp
     assert len(lines) == 1
     assert lines[0].startswith("warning: ")
     assert f"{len(points)} of {len(points)} points" in lines[0]
+
+
+def test_a_box_whose_sides_have_changed_places_is_none():
+    boxes = torch.tensor([[[10.0, 10, 30, 30], [30, 10, 10, 30], [10, 30, 30, 30]]]).transpose(1, 2)
+    network = torch.nn.Module()
+    network.forward = lambda tiles: (boxes, torch.full((1, 1, 3), 5.0))
+    detector = NetworkDetector(network, 0.5, 0.3)
+    ((found, scores),) = detector(torch.zeros(1, 3, 64, 64))
+    assert found.tolist() == [[10, 10, 30, 30]]
+    assert len(scores) == 1

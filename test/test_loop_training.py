@@ -119,6 +119,13 @@ def test_second_stages_of_the_project_are_read(name):
         candidate.NETWORKS[plan.member.network](**plan.member.options)
 
 
+@pytest.mark.parametrize("option", ["cbam", "size=18", "backbone=34", "width=wide", "cbam=["])
+def test_options_that_no_network_takes(data, option, capsys):
+    assert focasnet.main(arguments(data, "focasnet_small", data / "refused", "--options", option)) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (data / "refused").exists()
+
+
 def test_a_system_of_another_network_is_refused(data, capsys):
     assert rtmdet.main(arguments(data, "yolo11_small", data / "refused")) == 1
     assert "detector.training: unknown key" in capsys.readouterr().err

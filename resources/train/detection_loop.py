@@ -7,6 +7,7 @@ ensemble.
 """
 
 import copy
+import os
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ class DetectionLoop:
         self.layout = torch.contiguous_format if grouped else torch.channels_last
         self.network = network.to(device, memory_format=self.layout)
         self.averages = [copy.deepcopy(self.network).eval() for _ in recipe.average_rates]
-        self.validation = [validation[number] for number in range(recipe.validation_tiles)]
+        self.validation = validation
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -147,7 +148,7 @@ class DetectionLoop:
             self.tiles,
             self.recipe.batch // self.recipe.accumulate,
             sampler=range(start, stop),
-            num_workers=2,
+            num_workers=min(8, os.cpu_count()),
             collate_fn=collate,
         )
 
@@ -218,8 +219,9 @@ class DetectionLoop:
     @torch.no_grad()
     def _validation_loss(self, member):
         member.eval()
-        losses = []
-        for start in range(0, len(self.validation), 16):
-            items = self.validation[start : start + 16]
-            losses.append(self._loss(member, *self._prepare(collate(items))).item() * len(items))
-        return sum(losses) / len(self.validation)
+        batch, tiles = self.recipe.batch // self.recipe.accumulate, self.recipe.validation_tiles
+        total = 0.0
+        for start in range(0, tiles, batch):  # drawn anew, because 1,000 large tiles would not stay in memory
+            items = [self.validation[number] for number in range(start, min(start + batch, tiles))]
+            total += self._loss(member, *self._prepare(collate(items))).item() * len(items)
+        return total / tiles

@@ -117,6 +117,29 @@ def add_data_arguments(parser):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
+def read_training_data(arguments):
+    """What `add_data_arguments` names, said in a line.
+
+    Returns:
+        training fields with what was mined, validation fields, crops uint8 (M, 128, 128, 3) and the set and the case
+        of each, two sequences of M.
+    """
+    fields, validation = add_mined(read_fields(arguments.data), arguments.mined), read_fields(arguments.validation)
+    crops, groups = np.zeros((0, 128, 128, 3), np.uint8), ((), ())
+    if arguments.crops:
+        read = read_crops(arguments.crops)
+        crops = np.ascontiguousarray(read.images.permute(0, 2, 3, 1).numpy())
+        groups = [file.split("/")[0] for file in read.files], read.cases
+    learnt, held_out = (sum(len(each.figures) for each in group) for group in (fields, validation))
+    print(
+        f"training fields {len(fields)} with {learnt} mitotic figures and "
+        f"{sum(len(each.look_alikes) for each in fields)} look-alikes, crops {len(crops)}; "
+        f"validation fields {len(validation)} with {held_out} mitotic figures",
+        flush=True,
+    )
+    return fields, validation, crops, groups
+
+
 def names_of(arguments):
     """The names of the sets that a run learnt from, with their cases."""
     return [Path(str(each)).name for each in (*arguments.data, *arguments.mined, *arguments.crops)]
@@ -170,18 +193,7 @@ def train(arguments):
     values, plan = read_detector_plan(arguments.system)
     recipe = plan.training
     device = choose_device(arguments.device)
-    fields = add_mined(read_fields(arguments.data), arguments.mined)
-    validation = read_fields(arguments.validation)
-    crops = np.zeros((0, 128, 128, 3), np.uint8)
-    if arguments.crops:
-        crops = np.ascontiguousarray(read_crops(arguments.crops).images.permute(0, 2, 3, 1).numpy())
-    learnt, held_out = (sum(len(each.figures) for each in group) for group in (fields, validation))
-    print(
-        f"training fields {len(fields)} with {learnt} mitotic figures and "
-        f"{sum(len(each.look_alikes) for each in fields)} look-alikes, crops {len(crops)}; "
-        f"validation fields {len(validation)} with {held_out} mitotic figures",
-        flush=True,
-    )
+    fields, validation, crops, _ = read_training_data(arguments)
     said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
     prepare_out(arguments.out, arguments.resume, said | {"plan": asdict(plan), "seed": arguments.seed})
     os.environ["YOLO_VERBOSE"] = "False"
