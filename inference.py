@@ -1,66 +1,46 @@
 """The container's entry point: one job in, one result file out."""
 
 import argparse
+import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from midog import job
 from midog.errors import exit_code
-from midog.system import OWN_MODEL, PLATFORM_MODEL, find_system, model_folder
+from midog.files import check_writable, write_json
+from midog.job import read_job
+
+logger = logging.getLogger("midog.inference")
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Run one MIDOG 2025 job: read inputs.json and its image, write the result as JSON."
     )
     parser.add_argument("--input", metavar="DIR", type=Path, default="/input", help="holds inputs.json (%(default)s)")
     parser.add_argument("--output", metavar="DIR", type=Path, default="/output", help="for the result (%(default)s)")
-    parser.add_argument("--model", metavar="DIR", help=f"weights ({PLATFORM_MODEL}; where that is empty, {OWN_MODEL})")
+    parser.add_argument("--model", metavar="DIR", help="weights (/opt/ml/model; where that is empty, our own)")
     parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
     parser.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the image's own is wrong or missing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks (%(default)s)")
     return parser.parse_args(argv)
 
 
-def log(text):
-    print(text, flush=True)
-
-
-def warn(text):
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def find_figures(task, system, arguments):
-    """Track 1: every candidate's place in mm, with its probability of being a mitotic figure."""
-    from midog.detect import find_figures
-
-    return find_figures(task.image_path, system, arguments.device, arguments.mpp, warn, log)
-
-
-def classify_stack(task, system, arguments):
-    """Track 2: the class and P(atypical) of every page of the stack."""
-    from midog.classify import classify_file
-
-    return job.atypical_result(classify_file(task.image_path, system, arguments.device, warn, log))
-
-
-HANDLERS = {1: find_figures, 2: classify_stack}  # by track
-
-
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
-    task = job.read_job(arguments.input)
-    track = task.socket.track
-    job.check_writable(arguments.output)
-    system = find_system(model_folder(arguments.model), arguments.system, track)
-    log(f"image {task.image_name}, system {system.system}, weights {system.version}")
-    result_path = arguments.output / task.socket.result_name
-    job.write_result(result_path, HANDLERS[track](task, system, arguments))
-    log(f"result {result_path}, seconds {time.perf_counter() - started:.2f}")
+    task = read_job(arguments.input)
+    check_writable(arguments.output, "--output")
+    from midog.run import load
+
+    runner = load(arguments.system, task.socket.track, arguments.model, arguments.device)
+    logger.info("image %s, system %s", task.image_name, runner.system)
+    result = runner.result(task.image_path, arguments.mpp)
+    path = write_json(arguments.output / task.socket.result_name, result)
+    logger.info("result %s, seconds %.2f", path, time.perf_counter() - started)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(run, parse_arguments(argv))
 
 

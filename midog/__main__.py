@@ -1,28 +1,40 @@
-"""python -m midog predict | report | evaluate | tune: for use outside the platform."""
+"""midog predict | report | evaluate | tune | systems | train: for use outside the platform."""
 
 import argparse
 import json
+import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from midog import job, predict
+from midog import __version__, job
+from midog.about import read_about
 from midog.errors import UserError, exit_code
-from midog.report.draw import draw
-from midog.track import check_mpp
+from midog.files import check_writable
+from midog.images.track import check_mpp
+from midog.system import find_system, model_folder, read_system
+
+TRAININGS = ("detector", "rtmdet", "focasnet", "candidate", "atypical", "mine", "variants")  # in resources/train
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m midog", description="Both tracks outside the platform.")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from midog import predict as predict_command
+
+    parser = argparse.ArgumentParser(prog="midog", description="Both tracks outside the platform.")
+    parser.add_argument("--version", action="version", version=f"midog {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    predict.add_arguments(
-        commands.add_parser("predict", help="detect in regions and slides, or classify stacks: files or folders")
-    )
+    predict = commands.add_parser("predict", help="detect in regions and slides, or classify stacks: files or folders")
+    predict_command.add_arguments(predict)
     report = commands.add_parser("report", help="draw a region or slide, or a stack, with its result")
     report.add_argument("image", type=Path, metavar="IMAGE", help="what the result was made from")
     report.add_argument("result", type=Path, metavar="RESULT.json", help="what inference.py wrote for it")
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="for report.html or contact-sheet.png")
-    report.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too (Track 2's default)")
-    report.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if its own is wrong or missing")
+    for command in (predict, report):
+        command.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
+        command.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the file's is wrong or missing")
+        command.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too, by Track 2's")
     evaluate = commands.add_parser("evaluate", help="predictions against a ground truth, by the organisers' metrics")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="for metrics.json, plots and evaluation.html")
     evaluate.add_argument("--images", type=Path, metavar="DIR", help="of the images, for the page's worst errors")
@@ -34,36 +46,54 @@ def parse_arguments(argv):
         command.add_argument("--track", type=int, choices=(1, 2), required=True, help="1: detection, 2: atypical")
         command.add_argument("--ground-truth", type=Path, required=True, metavar="FILE", help="the organisers' JSON")
         command.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="of predict, or of jobs")
+    systems = commands.add_parser("systems", help="list the systems that are there, and check their weights")
+    systems.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
+    train = commands.add_parser("train", help="start a training by its name; its options follow")
+    train.add_argument("name", choices=TRAININGS, help="a module of resources.train")
+    train.add_argument("options", nargs=argparse.REMAINDER, help="of the training; --help lists them")
     return parser.parse_args(argv)
 
 
-def warn(text):
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+def predict(arguments: argparse.Namespace) -> None:
+    """Run images."""
+    from midog.predict import run
+
+    run(arguments)
 
 
-def log(text):
-    print(text, flush=True)
+def report(arguments: argparse.Namespace) -> None:
+    """Draw an image with a result that inference.py or predict wrote, at the um per pixel that it was made with."""
+    from midog.report.draw import draw
 
-
-def report(arguments):
-    """Draw an image with a result that inference.py wrote."""
     track, result = read_result(arguments.result)
     check_mpp(arguments.image, arguments.mpp, track)
-    job.check_writable(arguments.out)
-    system = system_beside(arguments.result, arguments.image)
-    draw(track, arguments.image, result, arguments.out, arguments.mpp, log, warn, system, arguments.atypical)
+    check_writable(arguments.out)
+    about = read_about(arguments.result)
+    if about and about.image != arguments.image.name:
+        about = None
+    mpp, default = arguments.mpp, 0.25
+    if about and mpp is None:
+        mpp = about.um_per_px_given
+    if about and track == 1:
+        default = _um_per_px(arguments.model, about.system) or default
+    subtypes = None
+    if arguments.atypical:
+        from midog.run import classify_with
+
+        subtypes = classify_with(arguments.model, arguments.device)
+    draw(track, arguments.image, result, arguments.out, mpp, default, str(about) if about else None, subtypes)
 
 
-def system_beside(result, image):
-    """Name and version of the system as `predict` left them beside its result, or None."""
+def _um_per_px(model: str | None, system: str) -> float | None:
+    """What a system assumes of an image without a resolution, or None where it is not there any more."""
     try:
-        about = json.loads((result.parent / predict.ABOUT).read_text(encoding="utf-8"))
-        return f"{about['system']}, weights {about['version']}" if about["image"]["name"] == image.name else None
-    except (OSError, ValueError, KeyError, TypeError):
+        part = read_system(model_folder(model) / system / "model.yaml").detector
+    except UserError:
         return None
+    return part.um_per_px if part else None
 
 
-def read_result(path):
+def read_result(path: Path) -> tuple[int, Any]:
     """The track of a result file, by its shape, and the result.
 
     Raises:
@@ -83,23 +113,43 @@ def read_result(path):
         raise UserError(f"{path}: not a result of Track 1 or 2 ({error}); run inference.py again") from None
 
 
-def evaluate(arguments):
-    from midog.evaluate import run
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Compare predictions with a ground truth."""
+    from midog.evaluation.evaluate import run
 
-    run(arguments, log, warn)
-
-
-def tune(arguments):
-    from midog.tune import run
-
-    run(arguments, log, warn)
+    run(arguments)
 
 
-def main(argv=None):
+def tune(arguments: argparse.Namespace) -> None:
+    """Choose an operating point."""
+    from midog.evaluation.tune import run
+
+    run(arguments)
+
+
+def systems(arguments: argparse.Namespace) -> None:
+    """List systems."""
+    folder = model_folder(arguments.model)
+    found = sorted(path.parent.name for path in folder.glob("*/model.yaml"))
+    if not found:
+        raise UserError(f"{folder}: no system in this folder; give --model another one")
+    for name in found:
+        system = find_system(folder, name, None)
+        parts = [f"{part.network} x {len(part.members)}" for part in (system.detector, system.classifier) if part]
+        size = sum(system.path_of(member).stat().st_size for member in system.members) / 1e6
+        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Start a training as `python -m resources.train.NAME` does; what it prints and returns is its own."""
+    sys.argv = [f"midog train {arguments.name}", *arguments.options]
+    runpy.run_module(f"resources.train.{arguments.name}", run_name="__main__")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if arguments.command == "predict":
-        return exit_code(predict.run, arguments, log, warn)
-    return exit_code({"report": report, "evaluate": evaluate, "tune": tune}[arguments.command], arguments)
+    commands = {"predict": predict, "report": report, "evaluate": evaluate, "tune": tune, "systems": systems}
+    return exit_code((commands | {"train": train})[arguments.command], arguments)
 
 
 if __name__ == "__main__":

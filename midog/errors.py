@@ -1,6 +1,8 @@
-"""The one exception that is meant for the user, and how a command ends with it."""
+"""The one exception that is meant for the user, how a command ends with it, and where its log lines go."""
 
+import logging
 import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -10,8 +12,9 @@ class UserError(Exception):
     """
 
 
-def exit_code(command, *arguments):
-    """Run a command; 0, or 1 after a `UserError`, which becomes one line on stderr."""
+def exit_code(command: Callable[..., object], *arguments: object) -> int:
+    """Run a command with its log on the terminal; 0, or 1 after a `UserError`, which becomes one line on stderr."""
+    set_up_logging()
     try:
         command(*arguments)
     except UserError as error:
@@ -20,7 +23,31 @@ def exit_code(command, *arguments):
     return 0
 
 
-def brief(error):
+def brief(error: BaseException) -> str:
     """The last line of an error's text, for a one-line message; decoders quote what they stumbled over at length."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()[:200].rstrip(".")
+
+
+def set_up_logging() -> None:
+    """Show the library's log lines: news on stdout, "warning: ..." on stderr. A program that imports it has its own."""
+    logger = logging.getLogger("midog")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        logger.addHandler(_Terminal())
+
+
+class _Terminal(logging.Handler):
+    """One line a record, beside progress bars and not into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        text = "warning: " * warning + record.getMessage()
+        stream = sys.stderr if warning else sys.stdout
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=stream)
+        else:
+            print(text, file=stream)
+        stream.flush()

@@ -5,14 +5,14 @@ A job is a folder with `inputs.json` and one image. Of `inputs.json` only
 the platform adds keys without notice (Grand Challenge, "Runtime Environment").
 """
 
-import json
 import math
-import os
-import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from midog.errors import UserError
+from midog.files import read_json
 
 POINT_NAMES = ("mitotic figure", "non-mitotic figure")
 VERSION = {"major": 1, "minor": 0}
@@ -34,8 +34,11 @@ SOCKETS = {
 }
 
 
+RESULT_NAMES = {socket.track: socket.result_name for socket in SOCKETS.values()}  # by track
+
+
 @dataclass(frozen=True)
-class Job:
+class PlatformJob:
     """One case: the socket, the image file on disk, and the name its owner gave it."""
 
     socket: Socket
@@ -43,25 +46,22 @@ class Job:
     image_name: str
 
 
-def read_job(input_dir):
+def read_job(input_dir: str | Path) -> PlatformJob:
     """Read the job in a folder.
 
     Args:
         input_dir: folder with `inputs.json` and the image's folder.
 
     Returns:
-        The `Job`.
+        The `PlatformJob`.
 
     Raises:
         UserError: no, broken or unknown `inputs.json`; no image or several.
     """
     inputs_path = Path(input_dir) / "inputs.json"
-    try:
-        entries = json.loads(inputs_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{inputs_path}: not found; give --input a folder that holds inputs.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{inputs_path}: cannot be read as JSON ({error}); write the list of inputs again") from None
+    if not inputs_path.exists():
+        raise UserError(f"{inputs_path}: not found; give --input a folder that holds inputs.json")
+    entries = read_json(inputs_path, "start the job again, or copy its folder again")
     try:
         wanted = [
             (entry["interface"]["slug"], entry["interface"]["relative_path"], entry["image"]["name"])
@@ -80,10 +80,10 @@ def read_job(input_dir):
             f"{inputs_path}: no handler for {', '.join(slugs)}; supported, one a job: {', '.join(sorted(SOCKETS))}"
         )
     slug, relative_path, name = wanted[0]
-    return Job(SOCKETS[slug], _only_image(Path(input_dir), relative_path), name)
+    return PlatformJob(SOCKETS[slug], _only_image(Path(input_dir), relative_path), name)
 
 
-def _only_image(input_dir, relative_path):
+def _only_image(input_dir: Path, relative_path: str) -> Path:
     folder = input_dir / relative_path
     if input_dir.resolve() not in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"{input_dir / 'inputs.json'}: relative_path {relative_path} leads out of the input folder")
@@ -94,22 +94,7 @@ def _only_image(input_dir, relative_path):
     return found[0]
 
 
-def check_writable(output_dir):
-    """Create the output folder and make sure that a file can be written there.
-
-    Raises:
-        UserError: the folder cannot be made or written to.
-    """
-    output_dir = Path(output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error.strerror}); give --output another folder") from None
-
-
-def atypical_result(probabilities):
+def atypical_result(probabilities: Iterable[float]) -> list[dict[str, Any]]:
     """Turn P(atypical) a page into Track 2's result.
 
     Args:
@@ -126,29 +111,7 @@ def atypical_result(probabilities):
     return result
 
 
-def detection_result(points_mm, probabilities, accepted):
-    """Turn candidates into Track 1's result, in falling order of probability.
-
-    Args:
-        points_mm: float (N, 2), x and y.
-        probabilities: (N,) of a mitotic figure, in [0, 1].
-        accepted: bool (N,); the others are named "non-mitotic figure", which raises AP and FROC and costs F1 nothing.
-
-    Returns:
-        The platform's "Multiple points".
-    """
-    rows = sorted(
-        (-float(probability), float(y), float(x), bool(is_figure))
-        for (x, y), probability, is_figure in zip(points_mm, probabilities, accepted, strict=True)
-    )
-    points = [
-        {"name": POINT_NAMES[not is_figure], "point": [x, y, 0], "probability": -negative}
-        for negative, y, x, is_figure in rows
-    ]
-    return {"name": "Points of interest", "type": "Multiple points", "points": points, "version": dict(VERSION)}
-
-
-def check_detection_result(result):
+def check_detection_result(result: object) -> None:
     """Make sure that the platform's schema and the evaluation accept a Track 1 result, whatever its coordinates.
 
     Raises:
@@ -181,12 +144,12 @@ def check_detection_result(result):
             raise ValueError(f"points[{number}]: probability is {point['probability']!r}; a number in [0, 1] expected")
 
 
-def is_finite(value):
+def is_finite(value: object) -> bool:
     """Whether a value out of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def detection_warning(result):
+def detection_warning(result: dict[str, Any]) -> str | None:
     """One line about coordinates that make the challenge's evaluation refuse the submission, or None."""
     low, high = EVALUATED_MM
     outside = sum(not all(low <= value <= high for value in point["point"][:2]) for point in result["points"])
@@ -196,24 +159,3 @@ def detection_warning(result):
         f"{outside} of {len(result['points'])} points lie outside {low} to {high} mm; "
         "written, but the challenge's evaluation refuses such a result (it takes regions, not whole slides)"
     )
-
-
-def write_result(path, result):
-    """Write JSON whole or not at all.
-
-    Args:
-        path: the result file; its folder exists.
-        result: what `json` can write, without NaN or Infinity.
-
-    Raises:
-        UserError: the disk refuses the file.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    text = json.dumps(result, allow_nan=False, indent=1)
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None

@@ -1,240 +1,340 @@
-"""A system: `model.yaml` and the weights beside it.
+"""A system: one file of one schema, and the weights beside it.
 
-`model.yaml` says everything that a run depends on. Its keys are strict, and
-each weights file is checked against its sha256 before it is used.
+`resources/systems/NAME.yaml` is a recipe; `model/NAME/model.yaml` is the same with weights, their sha256, and what they
+were made from. Keys are strict and every value is checked where it is read: the message names the file, the key, what
+was expected and what stands there. Each weights file is checked against its sha256 before it is used.
 """
 
+import fnmatch
 import hashlib
-from dataclasses import MISSING, dataclass, fields
+import re
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
+from msgspec import Meta, Struct
+
+from midog.calibration import Calibration
 from midog.errors import UserError
+from midog.files import read_yaml
 
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
-FUSIONS = ("average", "weighted_box_fusion")
+INSTALLED_MODEL = Path(__file__).resolve().parent / "weights"  # where a wheel has them
 DEFAULT_SYSTEMS = {1: "rtmdet_two_stages", 2: "convnextv2_small"}  # by track, where a model folder holds several
+CROP_UM = 32.0  # side of a Track 2 crop, whatever its um per pixel
+STRIDE = 32  # of the detectors' coarsest map, px
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+UmPerPx = Annotated[float, Meta(ge=0.05, le=5)]
+TileSide = Annotated[int, Meta(ge=STRIDE, le=8192, multiple_of=STRIDE)]
+InputSide = Annotated[int, Meta(ge=8, le=2048)]
+Views = Literal[1, 2, 4, 8]
+Precision = Literal["auto", "float32"]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")]
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """P = sigmoid(scale x logit(p) + shift), so that .5 is the operating point."""
-
-    scale: float = 1.0
-    shift: float = 0.0
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A mapping with exactly these keys; those with defaults may be left out."""
 
 
-@dataclass(frozen=True)
-class DetectorDesign:
-    """The network that finds candidates, and how a slide is cut for it and its boxes are joined.
+class Merge(_Strict, frozen=True):
+    """When candidates of overlapping tiles are one figure: by distance or by overlap, one of the two.
 
     Attributes:
-        network: a name in `midog.detect.NETWORKS`.
-        options: its constructor's arguments.
-        tile: px of a tile's side.
-        overlap: of neighbouring tiles, a share of the side.
-        um_per_px: what it was trained at; images further off than 10 % are resampled.
-        confidence: the least score of a candidate; weighted box fusion may take it lower.
-        nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused.
-        merge_iou, merge_um: candidates of overlapping tiles are one figure if their boxes overlap so much, or
-            if their centres are so near; one of the two is 0.
-        views: dihedral views of each tile: 1, 2, 4 or 8; what is found in them is joined by weighted box fusion.
-        fusion: how several members are joined: "average" (of their boxes and probabilities, place by place, before
-            non-maximum suppression) or "weighted_box_fusion".
+        distance_um: their centres are at most so far apart.
+        iou: or their boxes overlap by at least so much.
+        after_classification: merge by the classifier's probability (the SZTU paper) instead of the detector's score
+            before; each place is then classified once a tile, and a tile that cut it may win.
     """
 
-    network: str
-    options: dict
-    tile: int
-    overlap: float
-    um_per_px: float
-    confidence: float
-    nms_iou: float
-    merge_iou: float
-    merge_um: float
-    views: int
-    fusion: str
+    distance_um: Positive | None = None
+    iou: Annotated[float, Meta(gt=0, le=1)] | None = None
+    after_classification: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.distance_um is None) == (self.iou is None):
+            raise ValueError("either distance_um or iou expected")
 
 
-@dataclass(frozen=True)
-class DetectorMember:
-    """Weights of one network of an ensemble of detectors: a safetensors file beside model.yaml, and its sha256."""
-
-    weights: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Detector(DetectorDesign):
-    """A trained `DetectorDesign`.
+class Weights(_Strict, frozen=True):
+    """One trained network of a part.
 
     Attributes:
-        context_um: side of what the classifier sees around a candidate; 0 is the box itself.
-        score_weight: of the detector's logit beside the classifier's, see `midog.detect.with_score`.
-        members: `DetectorMember`s, networks of the one design.
+        weights: safetensors file beside model.yaml, or in the folder of another system: see `shared`.
+        sha256: of that file.
+        shared: name of the system beside this one whose folder holds the file, so that equal files are stored once.
+        calibration: of this network, before the mean over members.
+    """
+
+    weights: FileName
+    sha256: Sha256
+    shared: str = ""
+    calibration: Calibration = Calibration()
+
+
+class ClassifierWeights(Weights, frozen=True):
+    """One network of an ensemble of classifiers, which may mix designs.
+
+    Attributes:
+        network, options, field_um, input_px: where they differ from the classifier's.
+    """
+
+    network: str | None = None
+    options: dict[str, Any] | None = None
+    field_um: Positive | None = None
+    input_px: InputSide | None = None
+
+
+class Detector(_Strict, frozen=True):
+    """The network that finds candidates, how a slide is cut for it, and how its boxes are joined.
+
+    Attributes:
+        network: a name in `midog.models.DETECTORS`.
+        options: its constructor's arguments.
+        tile: (width, height) px of a tile; one number is both.
+        overlap: of neighbouring tiles, a fraction of the side.
+        um_per_px: what it was trained at; images further off than 10 % are resampled for it.
+        box_um: side of the box that a figure has.
+        score_threshold: the least score of a candidate; weighted box fusion may take it lower.
+        nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused.
+        merge: `Merge`, across tiles.
+        views: dihedral views of each tile; what is found in them is joined by weighted box fusion.
+        fusion: how several members are joined: "average" (of their boxes and probabilities, place by place, before
+            non-maximum suppression) or "weighted_box_fusion".
+        precision: "auto" is half precision where the device has it, boxes and scores always decoded in float32.
+        members: none in a recipe.
         calibration: of the score, where no classifier follows.
     """
 
-    context_um: float
-    score_weight: float
-    members: tuple
-    calibration: Calibration
+    network: str
+    options: dict[str, Any]
+    tile: tuple[TileSide, TileSide]
+    overlap: Annotated[float, Meta(ge=0, le=0.9)]
+    um_per_px: UmPerPx
+    score_threshold: Fraction
+    nms_iou: Annotated[float, Meta(gt=0, le=1)]
+    merge: Merge
+    box_um: Positive = 12.5
+    views: Views = 1
+    fusion: Literal["average", "weighted_box_fusion"] = "average"
+    precision: Precision = "auto"
+    members: tuple[Weights, ...] = ()
+    calibration: Calibration = Calibration()
 
 
-@dataclass(frozen=True)
-class Member:
-    """One network of an ensemble of classifiers.
+class Classifier(_Strict, frozen=True):
+    """The network that tells figures (Track 1) or subtypes (Track 2), and what it sees.
 
     Attributes:
-        network: a name in `midog.models.classifiers.NETWORKS`.
+        network: a name in `midog.models.CLASSIFIERS`.
         options: its constructor's arguments.
-        crop: share of the crop's side that is kept around the centre, in (0, 1].
-        size: px, the side of the network's input.
-        weights: safetensors file beside model.yaml.
-        sha256: of that file.
-        calibration: see `Calibration`.
+        field_um: side of the square that it sees; of a Track 2 crop's 32 um the centre; 0 (Track 1) is the candidate's
+            box itself, as the SZTU paper crops.
+        input_px: px of its input's side.
+        views: dihedral views of each crop at test.
+        score_weight: Track 1: of the detector's logit beside the classifier's; 0 leaves it out.
+        precision: as the detector's.
+        members: none in a recipe; the mean of their probabilities is the answer.
+        calibration: of that mean, after the members' own.
     """
 
     network: str
-    options: dict
-    crop: float
-    size: int
-    weights: str
-    sha256: str
-    calibration: Calibration
+    options: dict[str, Any]
+    field_um: NotNegative
+    input_px: InputSide
+    views: Views = 1
+    score_weight: NotNegative = 0.0
+    precision: Precision = "auto"
+    members: tuple[ClassifierWeights, ...] = ()
+    calibration: Calibration = Calibration()
 
 
-@dataclass(frozen=True)
-class System:
-    """What model.yaml holds.
+class DataSource(_Strict, frozen=True):
+    """What weights learned from.
 
     Attributes:
-        system, version, track: which weights these are.
-        views: dihedral views of each crop at test: 1, 2, 4 or 8.
-        members: the classifiers; the mean of their probabilities is the answer. Track 1 can do without.
-        detector: `Detector` (Track 1), or None.
-        data: names of the sets the weights were trained on.
-        training: the recipe, as in resources/systems.
+        set: name of the data set's folder, or of a list of mined hard negatives.
+        cases: patterns of the cases in it; none means all.
+        without: patterns of those left out.
+        mined_sha256: of a list of mined hard negatives; "not recorded" where it is not known any more.
+    """
+
+    set: str
+    cases: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    mined_sha256: str = ""
+
+    def holds(self, name: str, case: str) -> bool:
+        """Whether a case of a set is in it."""
+        if name != self.set or any(fnmatch.fnmatchcase(case, pattern) for pattern in self.without):
+            return False
+        return not self.cases or any(fnmatch.fnmatchcase(case, pattern) for pattern in self.cases)
+
+
+class Pretrained(_Strict, frozen=True):
+    """Weights that a training started from."""
+
+    source: str
+    sha256: str
+    licence: str
+
+
+class Made(_Strict, frozen=True):
+    """Where weights come from.
+
+    Attributes:
+        code: commit of this repository that trained them.
+        data: `DataSource`s.
+        pretrained: by part, "detector" or "classifier"; none means from scratch.
         metrics: figures measured when the weights were made.
-        folder: where model.yaml lies.
+        reliability: by bins of the probability: predicted, observed share, and number of points, on validation.
+    """
+
+    code: str = ""
+    data: tuple[DataSource, ...] = ()
+    pretrained: dict[Literal["detector", "classifier"], Pretrained] = {}
+    metrics: dict[str, Any] = {}
+    reliability: tuple[tuple[Fraction, Fraction, int], ...] = ()
+
+
+class System(_Strict, frozen=True):
+    """What a recipe or a model.yaml holds.
+
+    Attributes:
+        system, track: its name, and what it does.
+        version: of the weights; raised whenever what they answer changes.
+        detector: Track 1.
+        classifier: Track 2; Track 1 can do without.
+        training: recipes by part, read by the trainings.
+        made: `Made`; empty in a recipe.
+        folder: where the file lies; not a key.
     """
 
     system: str
+    track: Literal[1, 2]
     version: str
-    track: int
-    views: int
-    members: tuple
-    data: tuple
-    training: dict
-    metrics: dict
-    folder: Path
     detector: Detector | None = None
+    classifier: Classifier | None = None
+    training: dict[str, Any] = {}
+    made: Made = Made()
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.track == 1 and self.detector is None:
+            raise ValueError("no detector, which Track 1 needs")
+        if self.track == 2 and (self.classifier is None or self.detector is not None):
+            raise ValueError("a classifier and no detector expected for Track 2")
+        if self.track == 2 and self.classifier and not 0 < self.classifier.field_um <= CROP_UM:
+            raise ValueError(f"classifier.field_um is {self.classifier.field_um:g}; above 0, to {CROP_UM:g} expected")
+
+    def __str__(self) -> str:
+        return f"{self.system}, weights {self.version}"
+
+    def path_of(self, member: Weights) -> Path:
+        """Where a member's file lies."""
+        return (self.folder.parent / member.shared if member.shared else self.folder) / member.weights
+
+    @property
+    def members(self) -> tuple[Weights, ...]:
+        """All networks, the detector's first."""
+        return tuple(member for part in (self.detector, self.classifier) if part for member in part.members)
+
+    def trained_on(self, name: str, case: str) -> bool:
+        """Whether the weights learned from a case of a set, so that it is no test."""
+        return any(source.holds(name, case) for source in self.made.data)
 
 
-def parse(kind, values, where):
-    """Build a dataclass from a YAML mapping with exactly its keys.
+Part = TypeVar("Part")
+
+
+def parse(kind: type[Part], values: object, where: str | Path, inside: str = "") -> Part:
+    """Check a YAML mapping against a `Struct`, strictly.
 
     Args:
-        kind: the dataclass; fields with defaults may be left out.
+        kind: the struct.
         values: the mapping.
-        where: file and place, for the message.
+        where: the file, for the message.
+        inside: the key in it that the mapping stands under.
 
     Raises:
-        UserError: not a mapping, an unknown key, or one missing.
+        UserError: an unknown key or one missing, a wrong type, a value out of range, or two contradicting values.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: a mapping expected, got {type(values).__name__}; see resources/systems")
-    known = {field.name: field for field in fields(kind)}
-    unknown = sorted(set(map(str, values)) - set(known))
-    if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
-    needed = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
-    missing = sorted(needed - set(values))
-    if missing:
-        raise UserError(f"{where}: key {', '.join(missing)} is missing; see resources/systems")
-    for name, value in values.items():
-        wanted = known[name].type
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            continue
-        if isinstance(wanted, type) and not isinstance(value, wanted):
-            raise UserError(f"{where}: {name} is {value!r}, a {wanted.__name__} expected")
-    return kind(**values)
-
-
-def read_yaml(path):
-    """The mapping in a YAML file, or a UserError that names it."""
-    import yaml
-
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as YAML ({reason}); train or unpack the system again") from None
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$")
+        keys = re.findall(r"[^.\[\]`]+", place)
+        key = inside + "".join(f"[{each}]" if each.isdigit() else f".{each}" for each in keys)
+        said = said[:1].lower() + said[1:].replace("`", "")
+        if said.startswith("object contains unknown field "):
+            said = f"unknown key {said.rpartition(' ')[2]}"
+        elif said.startswith("object missing required field "):
+            said = f"key {said.rpartition(' ')[2]} is missing"
+        else:
+            said = f"{_found(values, keys)}{said}"
+        place = f"{key.lstrip('.')}: " * bool(key)
+        raise UserError(f"{where}: {place}{said}; see resources/systems for examples") from None
 
 
-def load_system(folder):
-    """Read and check `folder`/model.yaml.
+def _found(values: object, keys: list[str]) -> str:
+    """What stands at a place, for a message; nothing for what is long."""
+    for key in keys:
+        try:
+            values = values[int(key)] if isinstance(values, list | tuple) else values[key]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return ""
+    return "" if isinstance(values, dict) and values else f"{values!r}: "
+
+
+def read_system(path: str | Path) -> System:
+    """Read and check a recipe, or a model.yaml without its weights.
 
     Raises:
-        UserError: no or broken YAML, an unknown or missing key, missing weights, a wrong sha256.
+        UserError: no or broken YAML; see `parse`.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a mapping expected, got {type(values).__name__}; see resources/systems for examples")
+    if "members" in values or "member" in values or "views" in values:
+        raise UserError(
+            f"{path}: in the format before 1.0 of this program; export it again with the training that made it, "
+            "or write it anew after resources/systems"
+        )
+    if isinstance(values.get("detector"), dict) and isinstance(values["detector"].get("tile"), int):
+        values = values | {"detector": values["detector"] | {"tile": [values["detector"]["tile"]] * 2}}
+    if "folder" in values:
+        raise UserError(f"{path}: unknown key folder; take it out")
+    return msgspec.structs.replace(parse(System, values, path), folder=Path(path).parent)
+
+
+def load_system(folder: str | Path) -> System:
+    """Read and check `folder`/model.yaml and its weights.
+
+    Raises:
+        UserError: see `read_system`; a part without members; missing weights; a wrong sha256.
     """
     path = Path(folder) / "model.yaml"
-    values = read_yaml(path)
-    listed = isinstance(values, dict) and isinstance(values.get("members"), list)
-    if not listed or (values.get("track") == 2 and not values["members"]):
-        raise UserError(f"{path}: no list of members; train or unpack the system again")
-    if values.get("track") == 1 and "detector" not in values:
-        raise UserError(f"{path}: no detector; train or unpack the system again")
-    parts = {"members": _parse_members(Member, values["members"], f"{path}: ", path.parent), "folder": path.parent}
-    if "detector" in values:
-        parts["detector"] = _parse_detector(values["detector"], f"{path}: detector", path.parent)
-    data = values.get("data")
-    if not isinstance(data, list):
-        raise UserError(f"{path}: data is not a list of names; train or unpack the system again")
-    system = parse(System, values | parts | {"data": tuple(data)}, path)
-    _check_views(system, path)
+    system = read_system(path)
+    for name, part in (("detector", system.detector), ("classifier", system.classifier)):
+        if part and not part.members:
+            raise UserError(f"{path}: {name} has no members: a recipe; train it with python -m midog train")
+    for member in system.members:
+        _check_weights(system.path_of(member), member.sha256)
     return system
 
 
-def check_design(design, where):
-    """UserError where a `DetectorDesign` asks for views or a fusion that do not exist."""
-    _check_views(design, where)
-    if design.fusion not in FUSIONS:
-        raise UserError(f"{where}: fusion is {design.fusion!r}; {' or '.join(FUSIONS)} expected")
+def as_yaml(system: System) -> dict[str, Any]:
+    """The mapping that `read_system` reads, for writing; what is as by default is left out."""
+    values: dict[str, Any] = msgspec.to_builtins(system, enc_hook=str)
+    values.pop("folder", None)
+    return values
 
 
-def _check_views(design, where):
-    if design.views not in (1, 2, 4, 8):
-        raise UserError(f"{where}: views is {design.views}; 1, 2, 4 or 8 expected")
-
-
-def _parse_detector(values, where, folder):
-    if not isinstance(values, dict) or not isinstance(values.get("members"), list) or not values["members"]:
-        raise UserError(f"{where}: no list of members; train or unpack the system again")
-    members = _parse_members(DetectorMember, values["members"], f"{where}.", folder)
-    detector = parse(Detector, _with_calibration(values | {"members": members}, where), where)
-    check_design(detector, where)
-    return detector
-
-
-def _parse_members(kind, listed, where, folder):
-    """A tuple of the entries of networks, their weights checked."""
-    members = []
-    for number, values in enumerate(listed):
-        place = f"{where}members[{number}]"
-        members.append(parse(kind, _with_calibration(values, place), place))
-        _check_weights(folder / members[-1].weights, members[-1].sha256)
-    return tuple(members)
-
-
-def _with_calibration(values, where):
-    """A network's entry with its calibration parsed, if it has one."""
-    if not isinstance(values, dict) or "calibration" not in values:
-        return values
-    return values | {"calibration": parse(Calibration, values["calibration"], f"{where}.calibration")}
-
-
-def _check_weights(path, sha256):
+def _check_weights(path: Path, sha256: str) -> None:
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -244,44 +344,53 @@ def _check_weights(path, sha256):
         raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {sha256[:12]}...; unpack the model again")
 
 
-def model_folder(given):
+def model_folder(given: str | Path | None) -> Path:
     """The folder given, else the platform's where it holds something, else our own."""
     if given:
         return Path(given)
-    return PLATFORM_MODEL if PLATFORM_MODEL.is_dir() and any(PLATFORM_MODEL.iterdir()) else OWN_MODEL
+    if PLATFORM_MODEL.is_dir() and any(PLATFORM_MODEL.iterdir()):
+        return PLATFORM_MODEL
+    return OWN_MODEL if OWN_MODEL.is_dir() else INSTALLED_MODEL
 
 
-def find_system(model_dir, name, track):
+def find_system(model_dir: str | Path, name: str | None, track: int | None) -> System:
     """The system to run: the one named, or the only one (or the default) for a track.
 
     Args:
         model_dir: folder with one folder a system.
         name: a system's name, or None.
-        track: 1 or 2.
+        track: 1 or 2; None is what the named system is for.
 
     Raises:
         UserError: no such system, one for the other track, or an ambiguous choice.
     """
-    model_dir = Path(model_dir)
-    found = sorted(path.parent.name for path in model_dir.glob("*/model.yaml"))
+    return load_system(find_folder(Path(model_dir), name, track))
+
+
+def find_folder(model_dir: Path, name: str | None, track: int | None) -> Path:
+    """As `find_system`, the folder alone."""
+    found = {path.parent.name: path for path in sorted(model_dir.glob("*/model.yaml"))}
     listed = f"there: {', '.join(found) or 'none'}"
-    if name is None:
-        fitting = [each for each in found if _track(model_dir / each) == track]
-        if DEFAULT_SYSTEMS.get(track) in fitting:
-            fitting = [DEFAULT_SYSTEMS[track]]
-        if len(fitting) != 1:
-            raise UserError(f"{model_dir}: no single system for Track {track}; choose one with --system ({listed})")
-        name = fitting[0]
+    if name is None and track is not None:
+        name = DEFAULT_SYSTEMS[track]
+        if name not in found or _track(found[name]) != track:
+            fitting = [each for each, path in found.items() if _track(path) == track]
+            if len(fitting) != 1:
+                raise UserError(f"{model_dir}: no single system for Track {track}; choose one with --system ({listed})")
+            (name,) = fitting
     elif name not in found:
-        raise UserError(f"{model_dir / name / 'model.yaml'}: not found; choose another --system or --model ({listed})")
-    other = _track(model_dir / name)
-    if other is not None and other != track:
-        raise UserError(
-            f"{model_dir / name / 'model.yaml'}: is for Track {other}, the job for Track {track}; choose another"
-        )
-    return load_system(model_dir / name)
+        recipe = Path(__file__).resolve().parents[1] / "resources" / "systems" / f"{name}.yaml"
+        if recipe.exists():
+            raise UserError(f"{name}: a recipe without weights; train it with python -m midog train ({listed})")
+        raise UserError(f"{model_dir / str(name) / 'model.yaml'}: not found; choose another --system or --model ({listed})")
+    path = found[str(name)]
+    other = _track(path)
+    if track is not None and other != track and other in (1, 2):
+        raise UserError(f"{path}: is for Track {other}, the job for Track {track}; choose another")
+    return path.parent
 
 
-def _track(folder):
-    values = read_yaml(folder / "model.yaml")
-    return values.get("track") if isinstance(values, dict) else None
+def _track(path: Path) -> int | None:
+    """The track in the first lines of a model.yaml; cheap, because a folder holds many."""
+    found = re.search(r"^track: *(\d+) *$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return int(found[1]) if found else None

@@ -20,9 +20,9 @@ import yaml  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from midog.classify import choose_device  # noqa: E402
-from midog.detect import NETWORKS  # noqa: E402
-from midog.models.fold import fold_batch_norms  # noqa: E402
+from midog.engine.classifier import choose_device  # noqa: E402
+from midog.engine.detector import NETWORKS  # noqa: E402
+from midog.engine.fold import fold_batch_norms  # noqa: E402
 from resources.measure_speed import best_time, matrix_flops  # noqa: E402
 
 HEIGHT, WIDTH = 1280, 1920

@@ -102,11 +102,11 @@ def best_forward(image, device_name):
     """Tiles with tissue, and the detector's seconds a tile by batch."""
     import torch
 
-    from midog.classify import choose_device
-    from midog.detect import load_detector, tiles_with_tissue
-    from midog.slide import at_spacing, open_slide
+    from midog.engine.classifier import choose_device
+    from midog.engine.detector import load_detector, tiles_with_tissue
+    from midog.images.slide import at_spacing, open_slide
+    from midog.images.tiles import grid
     from midog.system import OWN_MODEL, find_system
-    from midog.tiles import grid
 
     device = choose_device(device_name)
     system = find_system(OWN_MODEL, None, track=1)

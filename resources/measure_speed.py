@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from midog.classify import choose_device, classify, load_classifier  # noqa: E402
+from midog.engine.classifier import choose_device, classify, load_classifier  # noqa: E402
 from midog.system import OWN_MODEL, load_system  # noqa: E402
 
 SYSTEM = "convnextv2_small"

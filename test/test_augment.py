@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from midog.classify import centre_crop
+from midog.engine.classifier import centre_crop
 from resources.train.augment import Augmentation, augment, jitter_stain
 
 

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-from evalutils.scorers import score_detection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midog import boxes as boxes_module
-from midog.boxes import iou, match, merge_near, nms, weighted_box_fusion
+from midog.engine import boxes as boxes_module
+from midog.engine.boxes import iou, merge_near, nms, weighted_box_fusion
 
 
 @st.composite
@@ -145,7 +144,7 @@ def test_none_and_broken_boxes():
     for choose in (nms, lambda boxes, scores, least: weighted_box_fusion([(boxes, scores)], least)):
         with pytest.raises(ValueError, match="NaN"):
             choose(*broken, 0.5)
-        with pytest.raises(ValueError, match="least_iou"):
+        with pytest.raises(ValueError, match="iou_threshold"):
             choose(*none, 0)
     boxes, scores = weighted_box_fusion([none, none], 0.5)
     assert (boxes.shape, scores.shape) == ((0, 4), (0,))
@@ -177,37 +176,3 @@ def test_a_hundred_thousand_candidates(monkeypatch):
         kept = choose(boxes, scores, least)
         assert len(compared) < 10 * len(boxes)
         assert 45_000 < len(kept) < 51_000
-
-
-def counts(truths, found, radius):
-    """True positives, false negatives, false positives."""
-    matched = match(truths, found, radius)
-    hits = matched[matched >= 0]
-    assert len(set(hits)) == len(hits)
-    return len(hits), len(truths) - len(hits), len(found) - len(hits)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 60))
-def test_matching_is_the_organisers(seed, truth_count, found_count):
-    generator = np.random.default_rng(seed)
-    truths, found = (generator.uniform(0, 0.06, (count, 2)) for count in (truth_count, found_count))
-    scored = score_detection(ground_truth=truths.tolist(), predictions=found.tolist(), radius=0.0075)
-    assert counts(truths, found, 0.0075) == tuple(scored)
-
-
-@pytest.mark.parametrize(
-    ("truths", "found", "expected"),
-    [
-        ([(0, 0), (10, 0)], [(4, 0), (-6, 0)], [0, -1]),  # greedy: the second truth could have had the first prediction
-        ([(10, 0), (0, 0)], [(4, 0), (-6, 0)], [0, 1]),
-        ([(0, 0)], [(3, 0), (2, 0)], [1]),  # the other prediction is false
-        ([(0, 0)], [(7.5, 0)], [0]),
-        ([(0, 0)], [(7.6, 0)], [-1]),
-        ([(0, 0)], [(-3, 0), (3, 0)], [0]),
-        ([], [(1, 1)], []),
-        ([(1, 1)], [], [-1]),
-        ([], [], []),
-    ],
-)
-def test_matching_by_hand(truths, found, expected):
-    assert match(truths, found, 7.5).tolist() == expected

@@ -4,19 +4,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midog.classify import (
+from midog.calibration import Calibration
+from midog.engine.classifier import (
     Calibrated,
     Ensemble,
     NetworkClassifier,
     Views,
     centre_crop,
-    choose_device,
     classify,
-    load_network,
 )
+from midog.engine.views import dihedral
+from midog.engine.weights import choose_device, load_network
 from midog.errors import UserError
-from midog.models.classifiers import NETWORKS, ConvNeXtV2
-from midog.views import dihedral
+from midog.models import CLASSIFIERS
+from midog.models.classifiers import ConvNeXtV2
 
 CPU = torch.device("cpu")
 
@@ -55,7 +56,7 @@ def test_ensemble_and_calibration_by_hand():
     half = Ensemble([lambda x: torch.tensor([0.2, 0.9]), lambda x: torch.tensor([0.4, 0.7])])
     torch.testing.assert_close(half(None), torch.tensor([0.3, 0.8]))
     # logit(.2) = -1.3863, doubled and shifted by its negative: the operating point
-    shifted = Calibrated(lambda x: torch.tensor([0.2]), 2.0, 2 * 1.3862944)
+    shifted = Calibrated(lambda x: torch.tensor([0.2]), Calibration(2.0, 2 * 1.3862944))
     torch.testing.assert_close(shifted(None), torch.tensor([0.5]))
 
 
@@ -63,30 +64,29 @@ def test_ensemble_and_calibration_by_hand():
 @given(pages=st.integers(0, 9), batch=st.integers(1, 10))
 def test_the_batch_does_not_change_the_result(pages, batch):
     images = np.random.default_rng(0).integers(0, 256, (pages, 16, 16, 3), np.uint8)
-    whole = classify(iter(images), brightness, CPU, None, batch=64)
-    np.testing.assert_array_equal(classify(iter(images), brightness, CPU, None, batch=batch), whole)
+    whole = classify(iter(images), brightness, CPU, batch=64)
+    np.testing.assert_array_equal(classify(iter(images), brightness, CPU, batch=batch), whole)
     assert whole.shape == (pages,)
 
 
 def test_a_network_gives_the_same_for_batch_1_and_16(pages):
     classifier = Views(NetworkClassifier(small_network(), 0.6, 64), 8)
     pages = np.concatenate([pages] * 4)[:16]
-    one, many = (classify(iter(pages), classifier, CPU, None, batch=batch) for batch in (1, 16))
+    one, many = (classify(iter(pages), classifier, CPU, batch=batch) for batch in (1, 16))
     np.testing.assert_allclose(one, many, atol=1e-5)
     assert np.ptp(one) > 1e-4
 
 
-def test_when_memory_runs_out_the_batch_is_halved_and_nothing_lost():
+def test_when_memory_runs_out_the_batch_is_halved_and_nothing_lost(caplog):
     def hungry(crops):
         if len(crops) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return brightness(crops)
 
     images = np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3), np.uint8)
-    warnings = []
-    got = classify(iter(images), hungry, CPU, warnings.append, batch=16)
-    np.testing.assert_array_equal(got, classify(iter(images), brightness, CPU, None))
-    assert [line.split()[-2] for line in warnings] == ["8", "4", "2"]
+    got = classify(iter(images), hungry, CPU, batch=16)
+    np.testing.assert_array_equal(got, classify(iter(images), brightness, CPU))
+    assert [line.split()[-2] for line in caplog.messages] == ["8", "4", "2"]
 
 
 def test_any_other_error_is_not_swallowed():
@@ -94,7 +94,7 @@ def test_any_other_error_is_not_swallowed():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        classify(iter(np.zeros((1, 8, 8, 3), np.uint8)), broken, CPU, None)
+        classify(iter(np.zeros((1, 8, 8, 3), np.uint8)), broken, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -112,9 +112,9 @@ def test_buffers_that_no_file_holds_are_computed(tmp_path, monkeypatch):
             super().__init__(1, 1)
             self.register_buffer("shift", torch.ones(1) * 5, persistent=False)
 
-    monkeypatch.setitem(NETWORKS, "shifted", Shifted)
+    monkeypatch.setitem(CLASSIFIERS, "shifted", Shifted)
     save_file({"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, tmp_path / "w.safetensors")
-    network = load_network("shifted", {}, tmp_path / "w.safetensors")
+    network = load_network(CLASSIFIERS, "shifted", {}, tmp_path / "w.safetensors")
     assert (network.shift.item(), network.weight.item()) == (5, 1)
 
 
@@ -127,14 +127,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         key: value.half() if value.is_floating_point() else value for key, value in small_network().state_dict().items()
     }
     save_file(state, path)
-    assert load_network("convnextv2", options, path)(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
+    assert load_network(CLASSIFIERS, "convnextv2", options, path)(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
     for network, changed, said in (
         ("convnextv2", options | {"widths": [16, 64]}, "not the weights of"),
         ("convnextv2", options | {"colour": "red"}, "refuses its options"),
         ("resnet", options, "unknown"),
     ):
         with pytest.raises(UserError, match=said):
-            load_network(network, changed, path)
+            load_network(CLASSIFIERS, network, changed, path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match="not the weights of"):
-        load_network("convnextv2", options, path)
+        load_network(CLASSIFIERS, "convnextv2", options, path)

@@ -15,23 +15,24 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import inference
-from midog.boxes import merge_near
-from midog.detect import (
+from midog.detections import Detections
+from midog.engine.boxes import merge_near
+from midog.engine.detector import (
+    AveragedNetwork,
+    DetectorViews,
+    FusedDetector,
     NetworkDetector,
-    SystemDetector,
-    ahead,
-    cut_candidate,
-    detect_file,
     find_candidates,
     load_detector,
-    with_score,
+    prefetch,
 )
-from midog.ensemble import AveragedNetwork, DetectorViews, FusedDetector
+from midog.engine.two_stages import SystemDetector, cut_candidate, with_score
+from midog.engine.weights import fold_batch_norms
 from midog.errors import UserError
+from midog.images.slide import ArraySlide, open_slide
 from midog.job import SOCKETS
-from midog.models.fold import fold_batch_norms
 from midog.models.yolo11 import BINS, YOLO11
-from midog.slide import Slide, open_slide
+from midog.run import Track1
 from midog.system import load_system
 
 CPU = torch.device("cpu")
@@ -40,20 +41,9 @@ SAMPLE = next((ROOT / "test/input/track1/images").glob("*/*"))
 TAGS = {"photometric": "rgb", "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER", "metadata": None}
 
 
-class ArraySlide(Slide):
-    """Pixels in memory at 0.25 um/px."""
-
-    def __init__(self, pixels):
-        super().__init__(pixels.shape[1::-1], (0.25, 0.25), (0, 0))
-        self.pixels = pixels
-
-    def _read(self, x, y, width, height):
-        return self.pixels[y : y + height, x : x + width]
-
-
 def read_sample(width, height):
     """The upper left of the committed region: uint8 (height, width, 3)."""
-    with open_slide(SAMPLE, None) as slide:
+    with open_slide(SAMPLE) as slide:
         return slide.read(0, 0, width, height)
 
 
@@ -86,22 +76,18 @@ def write_random_system(folder, seeds=(0,), views=1, fusion="average"):
     detector = {
         "network": "yolo11",
         "options": {"scale": "n"},
-        "tile": 512,
+        "tile": [512, 512],
         "overlap": 0.2,
         "um_per_px": 0.25,
-        "confidence": 0.7,
+        "score_threshold": 0.7,
         "nms_iou": 0.3,
-        "merge_iou": 0,
-        "merge_um": 7.5,
+        "merge": {"distance_um": 7.5},
         "views": views,
         "fusion": fusion,
-        "context_um": 0,
-        "score_weight": 0,
         "members": members,
         "calibration": {"scale": 1.0, "shift": -1.1},
     }
-    values = {"system": folder.name, "version": "0", "track": 1, "views": 1, "members": [], "detector": detector}
-    values |= {"data": [], "training": {}, "metrics": {}}
+    values = {"system": folder.name, "track": 1, "version": "0", "detector": detector}
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -147,7 +133,7 @@ def test_each_dot_is_found_once_where_it_is(size):
     dots = {(0, 0), (width - 1, 0), (width - 1, height - 1), (width // 2, height // 2), (min(58, width - 1), 0)}
     for x, y in dots:
         pixels[y, x] = 0
-    boxes, scores = find_candidates(ArraySlide(pixels), black_dots, 64, 0.2, CPU, batch=3)
+    boxes, scores = find_candidates(ArraySlide(pixels), black_dots, (64, 64), 0.2, CPU, batch=3)
     kept = merge_near(boxes, scores, 3)
     centres = (boxes[kept, :2] + boxes[kept, 2:]) / 2
     assert sorted(map(tuple, centres.tolist())) == sorted(dots)
@@ -157,7 +143,7 @@ def test_a_tile_without_tissue_is_not_looked_at():
     def detector(tiles):
         raise AssertionError
 
-    boxes, scores = find_candidates(ArraySlide(np.full((900, 700, 3), 244, np.uint8)), detector, 512, 0.2, CPU)
+    boxes, scores = find_candidates(ArraySlide(np.full((900, 700, 3), 244, np.uint8)), detector, (512, 512), 0.2, CPU)
     assert boxes.shape == (0, 4)
     assert scores.shape == (0,)
 
@@ -179,16 +165,16 @@ def test_what_a_classifier_sees():
 
 
 def test_reading_ahead_keeps_order_passes_errors_and_stops():
-    assert list(ahead(range(50), 3)) == list(range(50))
+    assert list(prefetch(range(50), 3)) == list(range(50))
 
     def broken():
         yield 1
         raise UserError("a.tif: damaged")
 
     with pytest.raises(UserError, match="damaged"):
-        list(ahead(broken(), 3))
+        list(prefetch(broken(), 3))
     threads = threading.active_count()
-    endless = ahead(iter(int, 1), 3)
+    endless = prefetch(iter(int, 1), 3)
     next(endless)
     endless.close()
     assert threading.active_count() == threads
@@ -222,15 +208,15 @@ def test_members_and_views_are_joined(tmp_path, pixels, views, fusion):
 
 
 def test_neither_batch_nor_order_changes_the_result(model, pixels):
-    detect = SystemDetector(load_system(model / "random"), CPU, None)
+    detect = SystemDetector(load_system(model / "random"), CPU)
     slide = ArraySlide(pixels)
     one = detect(slide, batch=1)
     assert len(one) > 5
-    assert 0 < (one["probability"] >= 0.5).sum() < len(one)
+    assert 0 < one.accepted.sum() < len(one)
     for other in (detect(slide, batch=16), detect(slide, lambda places: places[::-1], batch=1)):
         assert len(other) == len(one)
-        np.testing.assert_allclose(other["box"], one["box"], atol=0.02)
-        np.testing.assert_allclose(other["probability"], one["probability"], atol=1e-3)
+        np.testing.assert_allclose(other.boxes, one.boxes, atol=0.02)
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-3)
 
 
 def write_image(path, pixels, origin=(0, 0)):
@@ -246,18 +232,31 @@ def write_image(path, pixels, origin=(0, 0)):
         tifffile.imwrite(path, pixels, compression="zlib", tile=(128, 128), **TAGS)
 
 
-def test_every_format_gives_the_same_points(model, pixels, tmp_path):
-    found = []
+def test_every_format_gives_the_same_points(model, pixels, tmp_path, caplog):
+    runner, found = Track1(load_system(model / "random"), "cpu"), []
     for name in ("a.tif", "a.mha", "a.png"):
         write_image(tmp_path / name, pixels[:400, :500])
-        warnings = []
-        points, table = detect_file(tmp_path / name, load_system(model / "random"), "cpu", None, warnings.append, print)
-        assert warnings == []
-        found.append((points, table["probability"]))
-    assert len(found[0][0]) > 3
-    for points, probabilities in found[1:]:
-        np.testing.assert_allclose(points, found[0][0], atol=1e-9)
-        np.testing.assert_array_equal(probabilities, found[0][1])
+        found.append(runner.predict(tmp_path / name))
+    found.append(runner.predict(pixels[:400, :500], mpp=0.25))
+    found.append(runner.predict(Image.fromarray(pixels[:400, :500]), mpp=0.25))
+    assert caplog.messages == []
+    assert len(found[0]) > 3
+    for other in found[1:]:
+        np.testing.assert_allclose(other.points_mm, found[0].points_mm, atol=1e-9)
+        np.testing.assert_array_equal(other.probabilities, found[0].probabilities)
+
+
+def test_places_are_those_of_the_image_as_it_was_given(model, pixels, caplog):
+    """At another spacing the network sees resampled pixels; boxes and log speak of the image's own."""
+    runner = Track1(load_system(model / "random"), "cpu")
+    with caplog.at_level("INFO", "midog"):
+        found = runner.predict(np.repeat(np.repeat(pixels[:300, :400], 2, 0), 2, 1), mpp=0.125)
+    assert isinstance(found, Detections)
+    assert found.um_per_px == (0.125, 0.125)
+    assert found.centres[:, 0].max() > 400
+    assert "size 800 x 600 px, um/px 0.125 x 0.125" in caplog.text
+    runner.predict(pixels[:40, :50])
+    assert "pixels without a resolution: 0.25 um/px taken" in caplog.text
 
 
 # --- whole jobs ---------------------------------------------------------------
@@ -311,3 +310,35 @@ def test_a_box_whose_sides_have_changed_places_is_none():
     ((found, scores),) = detector(torch.zeros(1, 3, 64, 64))
     assert found.tolist() == [[10, 10, 30, 30]]
     assert len(scores) == 1
+
+
+def test_when_memory_runs_out_fewer_tiles_go_through_at_once(pixels, caplog):
+    batches = []
+
+    def hungry(tiles):
+        batches.append(len(tiles))
+        if len(tiles) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return black_dots(tiles)
+
+    slide = ArraySlide(pixels)
+    boxes, scores = find_candidates(slide, hungry, (256, 256), 0.2, CPU, batch=4)
+    expected, _ = find_candidates(slide, black_dots, (256, 256), 0.2, CPU, batch=4)
+    np.testing.assert_array_equal(boxes, expected)
+    assert batches[:3] == [4, 2, 1]
+    assert set(batches[3:]) == {1}
+    assert [line.split()[-2] for line in caplog.messages] == ["2", "1"]
+
+    def starving(tiles):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="memory ran out for one of the tiles; .*--device cpu"):
+        find_candidates(slide, starving, (256, 256), 0.2, CPU)
+
+
+def test_a_box_that_leaves_its_tile_is_clipped_and_none_without_an_end_ends_the_slide():
+    boxes = torch.tensor([[[-9.0, 10, 30, 300_000], [10, 10, torch.inf, 20], [torch.nan, 0, 9, 9]]]).transpose(1, 2)
+    network = torch.nn.Module()
+    network.forward = lambda tiles: (boxes, torch.full((1, 1, 3), 5.0))
+    ((found, _),) = NetworkDetector(network, 0.5, 0.9)(torch.zeros(1, 3, 64, 96))
+    assert sorted(found.tolist()) == [[0, 10, 30, 64], [10, 10, 96, 20]]

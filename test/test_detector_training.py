@@ -17,7 +17,7 @@ from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 from PIL import Image
 
-from midog.detect import SystemDetector
+from midog.engine.detector import SystemDetector
 from midog.errors import UserError
 from midog.system import load_system
 from resources.data.fields import Field, read_fields

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from midog.ensemble import AveragedNetwork, DetectorViews, FusedDetector
-from midog.models.fold import fold_batch_norms
+from midog.engine.detector import AveragedNetwork, DetectorViews, FusedDetector
+from midog.engine.views import boxes_from_view, dihedral
+from midog.engine.weights import fold_batch_norms
 from midog.models.rtmdet import RTMDet
-from midog.views import boxes_from_view, dihedral
 
 
 def painted(box, height, width):

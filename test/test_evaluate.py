@@ -6,10 +6,19 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from midog import metrics
 from midog.__main__ import main
-from midog.evaluate import MOST_PROBLEMS, find_results, read_cases, read_ground_truth
-from midog.report import evaluation_page
+from midog.detections import MM_PER_PX, Detections
+from midog.evaluation import metrics
+from midog.evaluation import page as evaluation_page
+from midog.evaluation.cases import (
+    MOST_PROBLEMS,
+    find_results,
+    given_spacings,
+    read_cases,
+    read_ground_truth,
+    warn_of_training_cases,
+)
+from midog.system import DataSource, Detector, Made, Merge, System
 from resources.data import ground_truth
 
 TRUTH = {
@@ -107,12 +116,13 @@ def test_metrics_json_has_the_organisers_layout(tmp_path, capsys):
 
 
 def test_the_layouts_of_predictions_give_the_same(tmp_path):
-    in_jobs = read_cases(1, TRUTH, write_jobs(tmp_path / "jobs", RESULTS), None)
+    in_jobs, _ = read_cases(1, TRUTH, write_jobs(tmp_path / "jobs", RESULTS))
     for number, name in enumerate(("{0}.json", "{1}.json", "{1}/mitotic-figures.json", "{0}/mitotic-figures.json")):
         folder = tmp_path / str(number)
         for image, content in RESULTS.items():
             write(folder / name.format(image, image.removesuffix(".tiff")), content)
-        cases = read_cases(1, TRUTH, folder, None)
+        cases, remarks = read_cases(1, TRUTH, folder)
+        assert remarks == []
         assert [case.image for case in cases] == list(TRUTH)
         assert metrics.detection_aggregates(cases) == pytest.approx(metrics.detection_aggregates(in_jobs), nan_ok=True)
 
@@ -136,6 +146,7 @@ def test_all_problems_are_listed_and_nothing_is_written(tmp_path, capsys):
         point(-0.0075, 10, 0.5),  # just fine
         [1, 1, 0],
         point(1, 1, "high", "mitotic figure"),
+        point(1, 1, 1.5),
         {"name": "mitotic figure", "point": [1, 1], "probability": 1},
     ]
     predictions = {"001.tiff": result(*bad), "009.tiff": result(), "002.tiff": {"points": 3}, "003.tiff": []}
@@ -148,7 +159,8 @@ def test_all_problems_are_listed_and_nothing_is_written(tmp_path, capsys):
         *(r"points\[1\]: name, point is missing", r"points\[2\]: name 'mitosis'; mitotic figure or non-mitotic figure"),
         *(r"points\[3\]: x 10.1, y 1; -0.0075 to 10 mm", r"points\[4\]: x 1, y -0.0076"),
         *(r"points\[6\]: \[1, 1, 0\] is no dictionary", r"points\[7\]: probability 'high'"),
-        *(r"points\[8\]: point \[1, 1\]", 'mitotic-figures.json: no "points"', 'mitotic-figures.json: no "points"'),
+        r"points\[8\]: probability 1.5; a number in \[0, 1\] expected",
+        *(r"points\[9\]: point \[1, 1\]", 'mitotic-figures.json: no "points"', 'mitotic-figures.json: no "points"'),
     ]
     assert len(lines) == 1 + len(said)
     for line, pattern in zip(lines[1:], said, strict=True):
@@ -239,14 +251,14 @@ def test_the_page_shows_the_worst_errors_where_they_are(tmp_path):
     predicted = {"001.tiff": result(point(0.1, 0.1, 0.9), point(0.15, 0.15, 0.7), point(0.2, 0.103, 0.4))}
     jobs = write_jobs(tmp_path / "jobs", predicted)
     truths = read_ground_truth(write(tmp_path / "t.json", TRUTH), 1)
-    cases = read_cases(1, truths, jobs, lambda text: None)
+    cases, _ = read_cases(1, truths, jobs)
     false, missed = evaluation_page.worst_detections(cases)
     assert [(error.place, error.probability) for error in false] == [((0.15, 0.15), 0.7)]
     assert [(error.place, error.probability) for error in missed] == [((0.2, 0.1), 0.4)]
-    cut = evaluation_page._cut_places(tmp_path / "images" / "001.tiff", [*false, *missed], None, None)
-    assert cut[false[0]][0].shape == (64, 64, 3)
+    cut = evaluation_page._cut_from_slide(tmp_path / "images" / "001.tiff", [*false, *missed], None)
+    assert cut[false[0]].pixels.shape == (64, 64, 3)
     for error, colour in ((false[0], (0, 0, 255)), (missed[0], (255, 0, 0))):
-        rows, columns = np.nonzero((cut[error][0] == colour).all(axis=2))
+        rows, columns = np.nonzero((cut[error].pixels == colour).all(axis=2))
         assert (rows.mean(), columns.mean()) == (32, 32)
     assert run(tmp_path, TRUTH, jobs, 1, "--out", str(tmp_path / "o"), "--images", str(tmp_path / "images")) == 0
     page = (tmp_path / "o" / "evaluation.html").read_text()
@@ -259,9 +271,8 @@ def test_the_page_shows_the_worst_errors_where_they_are(tmp_path):
 
 def test_a_missed_figure_without_any_candidate_comes_first():
     truths = np.array([[0.1, 0.1, 0], [0.2, 0.1, 0]])
-    case = metrics.DetectionCase(
-        *("a", 0, "hotspot", truths, np.array([[0.1, 0.1, 0]]), np.array([False]), np.array([0.1]))
-    )
+    found = Detections.of([[0.1, 0.1, 0.1, 0.1]], [0.1], MM_PER_PX)
+    case = metrics.DetectionCase("a", 0, "hotspot", truths, found)
     _, missed = evaluation_page.worst_detections([case])
     assert [error.probability for error in missed] == [None, 0.1]
 
@@ -306,5 +317,33 @@ def test_the_committed_sample_is_a_prediction(tmp_path):
     truth = {"sample.tiff": {"annotations": [], "tumor domain": 0, "roi type": "random"}}
     expected = json.loads((ROOT / "test/expected/track1/mitotic-figures.json").read_text())
     write(tmp_path / "p" / "sample.tiff" / "mitotic-figures.json", expected)
-    (case,) = read_cases(1, truth, tmp_path / "p", None)
+    (case,), _ = read_cases(1, truth, tmp_path / "p")
     assert len(case.points) == len(expected["points"])
+
+
+def test_a_point_comes_back_as_it_was_written():
+    """Without its image a pixel is a millimetre: metrics.json has the very numbers of the result."""
+    x, y = 0.1 + 0.2, 1 / 3
+    case = metrics.DetectionCase("a", 0, "random", np.zeros((0, 3)), Detections.from_json(result(point(x, y, 0.7))))
+    assert (case.points.tolist(), case.scores.tolist()) == ([[x, y, 0]], [0.7])
+
+
+def test_spacings_that_predict_was_given(tmp_path):
+    folder = tmp_path / "p"
+    for image, given in (("001.tiff", 0.2274), ("002.tiff", None)):
+        write(folder / image / "mitotic-figures.json", result())
+        about = {"image": {"name": image}, "um_per_px_given": given, "system": "mine", "version": "1"}
+        write(folder / image / "about.json", about)
+    write(folder / "003.tiff" / "mitotic-figures.json", result())
+    assert given_spacings(1, TRUTH, folder) == {"001.tiff": 0.2274, "002.tiff": None}
+
+
+def test_what_a_system_was_trained_on_is_no_test(caplog):
+    data = DataSource(set="atypia", cases=("H0*",)), DataSource(set="quiet", without=("t1",))
+    options = {"network": "rtmdet", "options": {}, "tile": (64, 64), "overlap": 0.2, "um_per_px": 0.25}
+    detector = Detector(**options, score_threshold=0.1, nms_iou=0.3, merge=Merge(distance_um=7.5))
+    system = System(system="mine", track=1, version="1", detector=detector, made=Made(data=data))
+    warn_of_training_cases(system, [("atypia", "H10"), ("quiet", "t1"), ("other", "H03")])
+    assert caplog.messages == []
+    warn_of_training_cases(system, [("atypia", "H04"), ("atypia", "H03"), ("atypia", "H10"), ("quiet", "t2")])
+    assert caplog.messages == ["mine, weights 1 was trained on atypia:H03,H04 quiet:t2: no test"]

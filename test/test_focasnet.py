@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from midog.boxes import match
-from midog.detect import NetworkDetector
+from midog.engine.detector import NetworkDetector
+from midog.evaluation.metrics import match
 from midog.models.attention import CBAM
 from midog.models.focasnet import (
     FPN,

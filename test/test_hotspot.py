@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midog.images.slide import Slide
 from midog.report import hotspot
 from midog.report.hotspot import LONG_NM, SHORT_NM, find_hotspot, places_nm
-from midog.slide import Slide
 
 MM = 1_000_000
 LARGE = 20 * MM, 15 * MM

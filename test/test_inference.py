@@ -13,9 +13,10 @@ from test_detect import write_random_system
 
 import inference
 from midog import __main__ as commands
+from midog.detections import Detections
 from midog.errors import UserError
-from midog.job import SOCKETS, check_detection_result, detection_result
-from midog.track import track_of_image
+from midog.images.track import track_of_image
+from midog.job import SOCKETS, check_detection_result
 
 RESULT = SOCKETS["stacked-histopathology-roi-cropouts"].result_name
 POINTS = SOCKETS["histopathology-region-of-interest-cropout"].result_name
@@ -82,7 +83,7 @@ def test_the_comparison_of_stacks_can_fail(tmp_path):
 def test_the_comparison_of_regions_can_fail():
     def result(*rows):
         x, y, probabilities = np.array(rows, float).reshape(-1, 3).T
-        return detection_result(np.stack([x, y], 1), probabilities, probabilities >= 0.5)
+        return Detections.of(np.stack([x, y, x, y], 1), probabilities, (1000, 1000)).to_json()
 
     def differ(first, second):
         return bool(differences(result(*first), result(*second), 0.005))
@@ -191,9 +192,9 @@ def test_predict_follows_inference_and_report_follows_predict(random_model, tmp_
 def test_mpp_moves_the_points_and_the_picture_follows(random_model, tmp_path, capfd):
     from PIL import Image
 
-    from midog.slide import open_slide
+    from midog.images.slide import open_slide
 
-    with open_slide(REGION, None) as slide:
+    with open_slide(REGION) as slide:
         Image.fromarray(slide.read(0, 0, 600, 500)).save(tmp_path / "a.png")
     points = {}
     for mpp in ("0.25", "0.26"):

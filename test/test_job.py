@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midog import job as jobs
+from midog.detections import MM_PER_PX, Detections
 from midog.errors import UserError
 
 
@@ -39,7 +40,7 @@ def write_inputs(folder, slug="stacked-histopathology-roi-cropouts", path="image
     ("text", "said"),
     [
         (None, "not found"),
-        ("{broken", "cannot be read as JSON"),
+        ("{broken", "not JSON"),
         ("[]", "not a list of inputs"),
         ('{"a": 1}', "not a list of inputs"),
         ('[{"interface": {"slug": "x"}}]', "not a list of inputs"),
@@ -54,6 +55,14 @@ def test_bad_inputs_json_is_named(tmp_path, text, said):
         jobs.read_job(tmp_path)
     assert str(tmp_path / "inputs.json") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_remedy_for_a_broken_job_is_not_to_write_it(tmp_path):
+    (tmp_path / "inputs.json").write_text("{broken")
+    with pytest.raises(UserError) as error:
+        jobs.read_job(tmp_path)
+    assert "write the list" not in str(error.value)
+    assert "copy its folder again" in str(error.value)
 
 
 def test_an_unknown_slug_lists_the_known_ones(tmp_path):
@@ -89,39 +98,12 @@ def test_confidence_is_a_json_float_and_the_class_follows(probabilities):
         assert entry["class"] == ("atypical" if probability >= 0.5 else "normal")
 
 
-millimetres = st.floats(-0.0075, 10)
+def points(places, probabilities):
+    """A result with these places in mm."""
+    return Detections.of(np.tile(places, 2), probabilities, MM_PER_PX).to_json()
 
 
-@given(st.lists(st.tuples(millimetres, millimetres, st.floats(0, 1, width=32), st.booleans())), st.randoms())
-def test_a_detection_result_is_accepted_and_does_not_depend_on_the_order(rows, random):
-    def result(rows):
-        points, probabilities = np.array([row[:2] for row in rows]), np.array([row[2] for row in rows], np.float32)
-        return jobs.detection_result(points.reshape(-1, 2), probabilities, np.array([row[3] for row in rows], bool))
-
-    first = result(rows)
-    jobs.check_detection_result(first)
-    assert jobs.detection_warning(first) is None
-    assert json.loads(json.dumps(first, allow_nan=False)) == first
-    probabilities = [point["probability"] for point in first["points"]]
-    assert probabilities == sorted((row[2] for row in rows), reverse=True)
-    random.shuffle(rows)
-    assert result(rows) == first
-
-
-def test_a_detection_result_by_hand():
-    assert jobs.detection_result([(0.11, 0.037), (0.146, 0.158)], [0.25, 0.75], [False, True]) == {
-        "name": "Points of interest",
-        "type": "Multiple points",
-        "points": [
-            {"name": "mitotic figure", "point": [0.146, 0.158, 0], "probability": 0.75},
-            {"name": "non-mitotic figure", "point": [0.11, 0.037, 0], "probability": 0.25},
-        ],
-        "version": {"major": 1, "minor": 0},
-    }
-    assert jobs.detection_result([], [], [])["points"] == []
-
-
-DETECTIONS = jobs.detection_result([(0.1, 0.2), (0.3, 0.4)], [0.9, 0.1], [True, False])
+DETECTIONS = points([(0.1, 0.2), (0.3, 0.4)], [0.9, 0.1])
 ABSENT = object()
 
 
@@ -203,17 +185,8 @@ def test_a_bad_result_is_not_a_result():
 
 
 def test_coordinates_that_only_the_challenge_refuses_are_a_warning():
-    result = jobs.detection_result([(10, -0.0075), (10.001, 1), (1, -0.0076), (12, 12)], [0.5] * 4, [True] * 4)
+    result = points([(10, -0.0075), (10.001, 1), (1, -0.0076), (12, 12)], [0.5] * 4)
     jobs.check_detection_result(result)
     warning = jobs.detection_warning(result)
     assert warning.startswith("3 of 4 points lie outside -0.0075 to 10 mm")
     assert "\n" not in warning
-
-
-def test_nothing_half_written(tmp_path):
-    path = tmp_path / "result.json"
-    jobs.write_result(path, [1.5])
-    with pytest.raises(ValueError, match="JSON"):
-        jobs.write_result(path, [float("nan")])
-    assert json.loads(path.read_text()) == [1.5]
-    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]

@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
-from midog.detect import NETWORKS, SystemDetector
+from midog.engine.detector import NETWORKS, SystemDetector
 from midog.system import load_system
 from resources.data.fields import read_fields
 from resources.train import candidate, detection_loop, focasnet, rtmdet, variants

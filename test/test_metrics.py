@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -7,8 +8,12 @@ from evalutils.scorers import score_detection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midog import metrics
-from midog.metrics import DetectionCase, StackCase
+from midog.calibration import Calibration, shift_to_half
+from midog.detections import MM_PER_PX, Detections
+from midog.evaluation import metrics
+from midog.evaluation.metrics import DetectionCase, StackCase, best_operating_point, match, stepwise_average_precision
+from resources.data.fields import Field
+from resources.train.field_curve import precision_recall
 
 MM = 1e-3
 
@@ -16,9 +21,13 @@ MM = 1e-3
 def case(truths=(), points=(), image="a.tiff", domain=0, roi_type="hotspot"):
     """An image of truths (x, y) and points (x, y, score), in um; a score from .5 on is accepted."""
     truths = np.array([(x, y, 0) for x, y in truths], float).reshape(-1, 3)
-    scores = np.array([score for *_, score in points], float)
-    places = np.array([(x, y, 0) for x, y, _ in points], float).reshape(-1, 3)
-    return DetectionCase(image, domain, roi_type, truths * MM, places * MM, scores >= 0.5, scores)
+    rows = np.array(points, float).reshape(-1, 3)
+    return DetectionCase(image, domain, roi_type, truths * MM, detections(rows[:, :2] * MM, rows[:, 2]))
+
+
+def detections(places, scores, accepted=None):
+    """Of places in mm, float (N, 2), exactly."""
+    return Detections.of(np.tile(places, 2), scores, MM_PER_PX, accepted=accepted)
 
 
 def stack(labels, scores, domains=None):
@@ -48,9 +57,9 @@ EXAMPLE = {
 def example():
     cases = []
     for image, (truths, points, (domain, roi_type)) in EXAMPLE.items():
-        truths, places = (np.array([(x, y, 0) for x, y, *_ in rows]) for rows in (truths, points))
-        scores = np.array([score for *_, score in points])
-        cases.append(DetectionCase(image, domain, roi_type, truths, places, np.ones(2, bool), scores))
+        truths, rows = np.array([(x, y, 0) for x, y in truths]), np.array(points)
+        found = detections(rows[:, :2], rows[:, 2], np.ones(2, bool))
+        cases.append(DetectionCase(image, domain, roi_type, truths, found))
     return cases
 
 
@@ -183,10 +192,7 @@ def test_froc_is_the_definition(cases):
 
 def shuffled(each, random):
     order = random.sample(range(len(each.scores)), len(each.scores))
-    return DetectionCase(
-        *(each.image, each.domain, each.roi_type, each.truths),
-        *(each.points[order], each.accepted[order], each.scores[order]),
-    )
+    return replace(each, detections=each.detections[np.array(order, int)])
 
 
 @settings(max_examples=15, deadline=None)
@@ -200,11 +206,8 @@ def test_the_order_of_the_points_does_not_matter(cases, random):
 @settings(max_examples=25, deadline=None)
 @given(some_cases(), st.floats(0.5, 1))
 def test_a_false_positive_far_away_never_raises_f1(cases, score):
-    first = cases[0]
-    more = DetectionCase(
-        *(first.image, first.domain, first.roi_type, first.truths, np.vstack([first.points, [(5, 5, 0)]])),
-        *(np.append(first.accepted, True), np.append(first.scores, score)),
-    )
+    found = Detections.concatenate([cases[0].detections, detections([(5, 5)], [score])])
+    more = replace(cases[0], detections=found)
 
     def f1_of(chosen):
         return metrics.f1(*np.sum([each.counts for each in chosen], axis=0))
@@ -249,3 +252,87 @@ def test_calibration_errors_by_hand():
     assert brier == pytest.approx((0.12**2 + 0.82**2 + 2 * 0.05**2) / 4)
     weighted = partial(metrics.calibration_errors, weights=np.array([3, 1, 1, 1]))
     assert weighted(probabilities, positive)[0] == pytest.approx((4 * abs(0.135 - 0.25) + 2 * 0.05) / 6)
+
+
+def test_wilson_interval():
+    assert metrics.wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    # Newcombe, Stat Med 1998;17:857-872
+    assert metrics.wilson_interval(15, 50) == pytest.approx((0.1910, 0.4375), abs=1e-4)
+    assert metrics.wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+# --- matching -----------------------------------------------------------------
+
+
+def counts(truths, found, radius):
+    """True positives, false negatives, false positives."""
+    matched = match(truths, found, radius)
+    hits = matched[matched >= 0]
+    assert len(set(hits)) == len(hits)
+    return len(hits), len(truths) - len(hits), len(found) - len(hits)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 60))
+def test_matching_is_the_organisers(seed, truth_count, found_count):
+    generator = np.random.default_rng(seed)
+    truths, found = (generator.uniform(0, 0.06, (count, 2)) for count in (truth_count, found_count))
+    scored = score_detection(ground_truth=truths.tolist(), predictions=found.tolist(), radius=0.0075)
+    assert counts(truths, found, 0.0075) == tuple(scored)
+
+
+@pytest.mark.parametrize(
+    ("truths", "found", "expected"),
+    [
+        ([(0, 0), (10, 0)], [(4, 0), (-6, 0)], [0, -1]),  # greedy: the second truth could have had the first prediction
+        ([(10, 0), (0, 0)], [(4, 0), (-6, 0)], [0, 1]),
+        ([(0, 0)], [(3, 0), (2, 0)], [1]),  # the other prediction is false
+        ([(0, 0)], [(7.5, 0)], [0]),
+        ([(0, 0)], [(7.6, 0)], [-1]),
+        ([(0, 0)], [(-3, 0), (3, 0)], [0]),
+        ([], [(1, 1)], []),
+        ([(1, 1)], [], [-1]),
+        ([], [], []),
+    ],
+)
+def test_matching_by_hand(truths, found, expected):
+    assert match(truths, found, 7.5).tolist() == expected
+
+
+# --- the best operating point -------------------------------------------------
+
+
+def test_equal_scores_come_in_together():
+    assert best_operating_point([0.9] * 4, [1, 0, 0, 0], 1)[0] == pytest.approx(0.4)
+    assert best_operating_point([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0], 2) == (
+        pytest.approx(0.8),
+        pytest.approx(0.4, abs=1e-9),
+    )
+    assert best_operating_point([], [], 3) == best_operating_point([0.4], [0], 3) == (0, 0.5)
+    for hits in ([1, 0, 0], [0, 1, 0], [0, 0, 1]):
+        assert stepwise_average_precision([0.9] * 3, hits, 1) == pytest.approx(1 / 3)
+    # hits at ranks 1 and 3 of 3, one of three figures is never found
+    assert stepwise_average_precision([0.9, 0.8, 0.7], [1, 0, 1], 3) == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_the_order_of_a_fields_detections_does_not_matter():
+    field = Field(
+        "a.png", "a", "set", np.zeros((100, 100, 3), np.uint8), (0.25, 0.25), np.array([[20, 20]], np.float32)
+    )
+    boxes = np.array([[10, 10, 30, 30], [15, 10, 35, 30], [60, 60, 80, 80]], np.float32)
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        found = precision_recall([field], [(boxes[order], np.full(3, 0.9, np.float32))])
+        assert found == {
+            "average_precision": pytest.approx(1 / 3),
+            "f1": 0.5,
+            "threshold": pytest.approx(0.89, abs=0.01),
+        }
+    assert precision_recall([], []) == {"average_precision": 0, "f1": 0, "threshold": 0.5}
+
+
+def test_no_threshold_rejects_its_own_candidate():
+    """Each of 2,000 scores once the last one that its threshold lets in."""
+    scores = np.sort(np.random.default_rng(0).random(2000))
+    for last in range(2000):
+        _, threshold = best_operating_point(scores, np.arange(2000) == last, 1)
+        accepted = Calibration(1.0, shift_to_half(threshold)).apply(scores) >= 0.5
+        assert (accepted == (np.arange(2000) >= last)).all()

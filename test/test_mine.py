@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from midog.detect import CANDIDATE
+from midog.engine.detector import CANDIDATE
 from midog.errors import UserError
 from resources.data import synthetic
 from resources.data.fields import add_mined, read_fields

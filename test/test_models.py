@@ -1,23 +1,34 @@
+"""The registry of networks, ConvNeXt V2 against timm's, and timm's networks of every make."""
+
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import timm
 import torch
+from conftest import ROOT
+from safetensors.torch import save_file
+from torch import nn
 
-from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_network
+from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options, normalisation
+from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_classifier, timm_pretrained
 
 
-def randomise(network):
+def randomise(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.2
     return network
 
 
-def test_base_has_the_published_number_of_parameters():
+def test_base_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         network = ConvNeXtV2((128, 256, 512, 1024), (3, 3, 27, 3), "patch")
     assert sum(parameter.numel() for parameter in network.parameters()) == 87_693_825
 
 
-def test_the_same_function_as_timms():
+def test_the_same_function_as_timms() -> None:
     from timm.models.convnext import ConvNeXt
 
     theirs = (
@@ -25,14 +36,14 @@ def test_the_same_function_as_timms():
         .double()
         .eval()
     )
-    ours = ConvNeXtV2((8, 8, 16, 32), (1, 1, 2, 1), "patch", classes=3).double().eval()
+    ours = ConvNeXtV2((8, 8, 16, 32), (1, 1, 2, 1), "patch", num_classes=3).double().eval()
     ours.load_state_dict(randomise(theirs).state_dict())
     crops = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(ours(crops), theirs(crops), atol=1e-9, rtol=1e-9)
     assert ours(crops).std() > 1e-3
 
 
-def test_global_response_norm_by_hand():
+def test_global_response_norm_by_hand() -> None:
     norm = GlobalResponseNorm(2)
     x = torch.tensor([[[[3.0, 1.0], [4.0, 0.0]]]])  # channel norms 5 and 1, their mean 3
     torch.testing.assert_close(norm(x), x)  # gamma and beta start at 0
@@ -40,22 +51,23 @@ def test_global_response_norm_by_hand():
     torch.testing.assert_close(norm(x), x * (1 + torch.tensor([5 / 3, 1 / 3])))
 
 
-def test_a_silent_channel_has_a_gradient():
+def test_a_silent_channel_has_a_gradient() -> None:
     norm = GlobalResponseNorm(2)
     torch.nn.init.ones_(norm.weight)
     x = torch.tensor([[[[3.0, 0.0], [4.0, 0.0]]]], requires_grad=True)
     norm(x).sum().backward()
+    assert x.grad is not None
     assert x.grad.isfinite().all()
 
 
-def test_gradients_of_a_block():
-    block = randomise(Block(4, drop_path=0.0).double())
+def test_gradients_of_a_block() -> None:
+    block = randomise(Block(4, drop_path_rate=0.0).double())
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(block, x)
 
 
-def test_drop_path_skips_whole_images_in_training_only():
-    block = randomise(Block(4, drop_path=0.5))
+def test_drop_path_skips_whole_images_in_training_only() -> None:
+    block = randomise(Block(4, drop_path_rate=0.5))
     x = torch.randn(64, 4, 5, 5)
     torch.manual_seed(0)
     skipped = (block.train()(x) == x).flatten(1).all(1)
@@ -63,7 +75,7 @@ def test_drop_path_skips_whole_images_in_training_only():
     assert not (block.eval()(x) == x).flatten(1).all(1).any()
 
 
-def test_stage_maps_of_the_early_stem():
+def test_stage_maps_of_the_early_stem() -> None:
     network = ConvNeXtV2((16, 32, 64), (1, 1, 1), "early")
     assert [tuple(each.shape) for each in network.stage_maps(torch.zeros(2, 3, 64, 64))] == [
         (2, 16, 16, 16),
@@ -74,5 +86,99 @@ def test_stage_maps_of_the_early_stem():
         ConvNeXtV2((16,), (1,), "none")
 
 
-def test_any_network_of_timm():
-    assert timm_network("resnet10t", classes=2).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+def test_a_name_builds_a_network() -> None:
+    for registry, name, options in (
+        (DETECTORS, "yolo11", {"scale": "n"}),
+        (DETECTORS, "rtmdet", {"size": "tiny"}),
+        (DETECTORS, "focasnet", {"backbone": 18, "levels": 2, "width": 32}),
+        (CLASSIFIERS, "convnextv2", {"widths": [8], "depths": [1], "num_classes": 2}),
+        (CLASSIFIERS, "timm", {"name": "resnet10t"}),
+    ):
+        with torch.device("meta"):
+            assert isinstance(build(registry, name, options), nn.Module)
+    with pytest.raises(ValueError, match="'yolo9' is not one of yolo11, rtmdet, focasnet"):
+        build(DETECTORS, "yolo9", {})
+
+
+def test_a_network_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DETECTORS, "linear", nn.Linear)
+    assert build(DETECTORS, "linear", {"in_features": 2, "out_features": 3}).weight.shape == (3, 2)
+
+
+def test_a_network_imports_no_other() -> None:
+    program = """
+import sys, midog.models as models
+print("torch" in sys.modules)
+models.build(models.DETECTORS, "rtmdet", {"size": "tiny"})
+print([name for name in ("timm", "midog.models.yolo11", "midog.models.classifiers") if name in sys.modules])
+print([name for name in sys.modules if name.startswith("midog.") and not name.startswith("midog.models")])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "[]", "[]"]
+
+
+HALVES = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("densenet121", (0.485, 0.456, 0.406)),  # without stochastic depth
+        ("vgg11", (0.485, 0.456, 0.406)),
+        ("resnet34", (0.485, 0.456, 0.406)),
+        ("convnext_tiny", (0.485, 0.456, 0.406)),
+        ("vit_tiny_patch16_224", HALVES),  # made for one size
+        ("tf_efficientnetv2_b0.in1k", (0.485, 0.456, 0.406)),
+        ("tf_efficientnetv2_b0", (0.485, 0.456, 0.406)),
+    ],
+)
+def test_any_network_of_timm(name: str, mean: tuple[float, ...]) -> None:
+    with torch.device("meta"):
+        network = build(CLASSIFIERS, "timm", classifier_options("timm", {"name": name, "num_classes": 2}, 64)).eval()
+        assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    assert normalisation(network)[0] == mean
+
+
+def test_the_tag_of_the_weights_decides_the_normalisation() -> None:
+    with torch.device("meta"):
+        assert normalisation(timm_classifier("vit_tiny_patch16_224")) == (HALVES, HALVES)
+        assert normalisation(timm_classifier("tf_efficientnetv2_s.in21k_ft_in1k")) == (HALVES, HALVES)
+        assert normalisation(ConvNeXtV2((8,), (1,))) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_stochastic_depth_where_there_is_some() -> None:
+    with torch.device("meta"):
+        timm_classifier("resnet34", drop_path_rate=0.1)
+        with pytest.raises(TypeError, match="drop_path_rate"):
+            timm_classifier("densenet121", drop_path_rate=0.1)
+
+
+def test_options_of_our_own_networks_know_no_input_size() -> None:
+    assert classifier_options("convnextv2", {"widths": [8]}, 64) == {"widths": [8]}
+    assert classifier_options("timm", {"name": "a", "img_size": 32}, 64) == {"name": "a", "img_size": 32}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("name", "first", "head"),
+    [
+        ("vit_tiny_patch16_224", "patch_embed.proj.weight", "head"),
+        ("resnet18", "conv1.weight", "fc"),
+        ("regnety_002", "stem.conv.weight", "head.fc"),
+    ],
+)
+def test_pretrained_weights_from_a_file(name: str, first: str, head: str, suffix: str, tmp_path: Path) -> None:
+    published, file = timm.create_model(name).state_dict(), tmp_path / f"weights{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(published, file)
+    network = timm_pretrained(name, file, num_classes=1, img_size=64).eval()
+    torch.testing.assert_close(network.state_dict()[first], published[first])
+    assert network.state_dict()[f"{head}.weight"].shape == (1, published[f"{head}.weight"].shape[1])
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1)
+
+
+def test_pretrained_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(RuntimeError, match="state_dict"):
+        timm_pretrained("resnet18", tmp_path / "other.safetensors", num_classes=2)
+    with pytest.raises(FileNotFoundError):
+        timm_pretrained("resnet18", tmp_path / "none.pth")

@@ -13,8 +13,8 @@ from conftest import ROOT
 from test_detect import write_random_system
 
 from midog import __main__ as commands
+from midog.images.slide import open_slide
 from midog.predict import expand
-from midog.slide import open_slide
 
 REGION = next((ROOT / "test/input/track1/images").glob("*/*.tif*"))
 STACK = next((ROOT / "test/input/track2/images").glob("*/*.tif*"))
@@ -36,7 +36,7 @@ def images(tmp_path):
 
     folder = tmp_path / "images"
     folder.mkdir()
-    with open_slide(REGION, None) as slide:
+    with open_slide(REGION) as slide:
         for number in range(3):
             Image.fromarray(slide.read(300 * number, 0, 400, 400)).save(folder / f"{number}.png")
     (folder / "broken.png").write_text("no image")

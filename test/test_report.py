@@ -17,25 +17,19 @@ from conftest import ROOT
 from PIL import Image, ImageColor
 
 from midog import __main__ as commands
+from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detections
 from midog.errors import UserError
-from midog.job import detection_result
+from midog.images.slide import Slide
+from midog.report.canvas import HEADER, HOTSPOT_COLOUR, scale_bar
+from midog.report.contact_sheet import write_contact_sheets
 from midog.report.density import density_map, scale_top
-from midog.report.export import (
-    ATYPICAL,
-    COLOURS,
-    FIGURE,
-    NORMAL,
-    REJECTED,
-    candidate_table,
-    figures_csv,
-    figures_geojson,
-    write_file,
-)
-from midog.report.gallery import CROP, MOST_CROPS, cut_crops, gallery
+from midog.report.draw import draw
+from midog.report.export import figures_csv, figures_geojson
+from midog.report.gallery import CROP, MAX_CROPS, cut_crops, gallery
 from midog.report.hotspot import Hotspot
-from midog.report.overlay import HEADER, LONGEST_SIDE, MOST_LABELS, outside_warning, overlay, scale_bar
+from midog.report.overlay import LONGEST_SIDE, MAX_LABELS, outside_warning, overlay
 from midog.report.page import NAMES, write_report
-from midog.slide import Slide
+from midog.report.proportion import wilson_interval
 
 REGION = next((ROOT / "test/input/track1/images").glob("*/*.tif*"))
 EXPECTED = ROOT / "test/expected/track1/mitotic-figures.json"
@@ -57,18 +51,15 @@ class PlainSlide(Slide):
         return np.full((height, width, 3), (230, 180, 215), np.uint8)
 
 
-def result_of(slide, points, probabilities):
-    """A Track 1 result of points in px."""
-    probabilities = np.array(probabilities)
-    return detection_result(slide.points_mm(points), probabilities, probabilities >= 0.5)
+def found_on(slide, points, probabilities, **more):
+    """Candidates at points in px, in their order."""
+    return Detections.of(
+        np.tile(np.reshape(points, (-1, 2)), 2), probabilities, slide.um_per_px, slide.origin_mm, **more
+    )
 
 
-def table_of(slide, points, probabilities):
-    return candidate_table(slide, result_of(slide, points, probabilities))
-
-
-def draw(slide, points, probabilities, hotspot=None, title="a.tif"):
-    return overlay(slide, slide.overview(LONGEST_SIDE), table_of(slide, points, probabilities), hotspot, title)
+def picture_of(slide, points, probabilities, hotspot=None, title="a.tif"):
+    return overlay(slide, slide.overview(LONGEST_SIDE), found_on(slide, points, probabilities), hotspot, title)
 
 
 def marked(picture, name):
@@ -86,10 +77,10 @@ def many(count, size):
 @pytest.mark.parametrize("probability", [0.9, 0.1])
 @pytest.mark.parametrize("width", [1000, 8000])
 def test_a_ring_lies_around_its_pixel(probability, width, monkeypatch):
-    monkeypatch.setattr("midog.report.overlay.MOST_LABELS", 0)  # labels bear the ring's colour
+    monkeypatch.setattr("midog.report.overlay.MAX_LABELS", 0)  # labels bear the ring's colour
     slide = PlainSlide((width, width // 2), (0.2, 0.5), (3.0, -1.5))
     place = np.array([0.3 * width, 0.2 * width])
-    picture = draw(slide, [place], [probability])
+    picture = picture_of(slide, [place], [probability])
     left, top, right, bottom = marked(picture, FIGURE if probability >= 0.5 else REJECTED)
     scale = min(1, LONGEST_SIDE / width)
     centre = (left + right) / 2, (top + bottom) / 2
@@ -98,32 +89,45 @@ def test_a_ring_lies_around_its_pixel(probability, width, monkeypatch):
     assert marked(picture, REJECTED if probability >= 0.5 else FIGURE) is None
 
 
-def test_candidates_come_back_to_their_pixels_most_probable_first():
+@pytest.mark.parametrize(("given", "default", "used"), [(0.2274, 0.25, 0.2274), (None, 0.5, 0.5), (None, 0.25, 0.25)])
+def test_a_result_comes_back_to_the_pixels_that_it_was_made_from(given, default, used, tmp_path):
+    """The image names no resolution; the result was made with the one given, or with what the system works at."""
+    Image.new("RGB", (1200, 900), (230, 180, 215)).save(tmp_path / "a.png")
+    places = [(12.25, 300.5), (1000, 800)]
+    result = Detections.of(np.tile(places, 2), [0.4, 0.9], (used, used)).to_json()
+    result["points"].reverse()  # the report sorts them
+    draw(1, tmp_path / "a.png", result, tmp_path, given, default)
+    rows = list(csv.DictReader((tmp_path / "figures.csv").open()))
+    assert [(row["x_px"], row["y_px"]) for row in rows] == [("1000.00", "800.00"), ("12.25", "300.50")]
+    assert f"{used:g} × {used:g} µm/px" in (tmp_path / "report.html").read_text()
+
+
+def test_candidates_of_another_grid_are_drawn_on_the_slides_own(tmp_path):
     slide = PlainSlide((500, 400), (0.2, 0.5), (3.0, -1.5))
-    points = np.array([[499, 399], [0, 0], [12.25, 300.5]])
-    result = result_of(slide, points, [0.8, 0.4, 0.9])
-    result["points"].reverse()
-    table = candidate_table(slide, result)
-    np.testing.assert_allclose(table["place"], points[[2, 0, 1]], atol=1e-9)
-    assert table["accepted"].tolist() == [True, True, False]
+    found = found_on(slide, [(499, 399), (0, 0), (12.25, 300.5)], [0.8, 0.4, 0.9])
+    write_report(slide, found.on_grid((0.25, 0.25), (0.0, 0.0)), tmp_path, "a.tif")
+    rows = list(csv.DictReader((tmp_path / "figures.csv").open()))
+    places = [[float(row["x_px"]), float(row["y_px"])] for row in rows]
+    np.testing.assert_allclose(places, [[12.25, 300.5], [499, 399], [0, 0]], atol=0.005)
+    assert [row["name"] for row in rows] == [FIGURE, FIGURE, REJECTED]
 
 
 def test_labels_stand_inside_the_picture_and_only_where_they_are_few():
     slide = PlainSlide((900, 600), (0.25, 0.25), (0, 0))
 
     def columns(points):
-        return marked(draw(slide, points, [0.9] * len(points)), FIGURE)
+        return marked(picture_of(slide, points, [0.9] * len(points)), FIGURE)
 
     assert columns([(450, 300)])[2] > 450 + 50 + 10
     assert columns([(880, 300)])[0] < 880 - 50 - 10
-    assert columns([(450, 300)] * (MOST_LABELS + 1))[2] < 450 + 50 + 5
+    assert columns([(450, 300)] * (MAX_LABELS + 1))[2] < 450 + 50 + 5
 
 
 def test_the_hotspot_is_drawn_where_it_lies():
     slide = PlainSlide((1000, 800), (0.25, 0.25), (0, 0))
     window = Hotspot(25_000, 50_000, 100_000, 75_000, 3)  # 100, 200 px; 400 x 300 px
-    picture = np.asarray(draw(slide, [], [], window))[HEADER:]
-    rows, columns = np.nonzero((picture == ImageColor.getrgb("#00a878")).all(-1))
+    picture = np.asarray(picture_of(slide, [], [], window))[HEADER:]
+    rows, columns = np.nonzero((picture == ImageColor.getrgb(HOTSPOT_COLOUR)).all(-1))
     edges = columns.min(), rows.min(), columns.max(), rows.max()
     assert edges == pytest.approx((100, 200, 500, 500), abs=2)
 
@@ -132,7 +136,7 @@ def test_a_huge_slide_with_many_candidates_takes_bounded_memory():
     slide = PlainSlide((200_000, 150_000), (0.25, 0.25), (0, 0))
     points = np.random.default_rng(0).uniform(0, 150_000, (5_000, 2))
     tracemalloc.start()
-    picture = draw(slide, points, np.linspace(0, 1, len(points)))
+    picture = picture_of(slide, points, np.linspace(0, 1, len(points)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert picture.size == (2000, HEADER + 1500)
@@ -142,9 +146,9 @@ def test_a_huge_slide_with_many_candidates_takes_bounded_memory():
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2)])
 def test_odd_sizes(size, tmp_path):
     slide = PlainSlide(size, (0.25, 0.25), (0, 0))
-    picture = draw(slide, [(0, 0)], [0.9], title="a name that is longer than the image is wide")
+    picture = picture_of(slide, [(0, 0)], [0.9], title="a name that is longer than the image is wide")
     assert picture.size[0] >= min(size[0], 2000)
-    write_report(slide, result_of(slide, [(0, 0)], [0.9]), tmp_path, "a.tif", None, lambda text: None)
+    write_report(slide, found_on(slide, [(0, 0)], [0.9]), tmp_path, "a.tif")
 
 
 def test_the_scale_bar_is_a_round_length():
@@ -156,8 +160,8 @@ def test_the_scale_bar_is_a_round_length():
 
 def test_a_result_of_another_image_is_noticed():
     slide = PlainSlide((700, 300), (0.25, 0.25), (0, 0))
-    assert "1 of 2 points" in outside_warning(slide, table_of(slide, [(10, 10), (10, 900)], [0.9, 0.2]), "a.tif")
-    assert outside_warning(slide, table_of(slide, [(10, 10), (10, 310)], [0.9, 0.2]), "a.tif") is None
+    assert "1 of 2 points" in outside_warning(slide, found_on(slide, [(10, 10), (10, 900)], [0.9, 0.2]), "a.tif")
+    assert outside_warning(slide, found_on(slide, [(10, 10), (10, 310)], [0.9, 0.2]), "a.tif") is None
 
 
 def test_the_density_of_figures_is_what_was_counted():
@@ -176,11 +180,11 @@ def test_the_density_of_figures_is_what_was_counted():
 
 def test_the_gallery_cuts_the_most_probable_and_reads_nothing_else(tmp_path):
     slide = PlainSlide((200_000, 150_000), (0.5, 0.5), (0, 0))
-    table = table_of(slide, *many(5_000, slide.size))
-    crops = cut_crops(slide, table)
-    assert len(crops) == MOST_CROPS
-    assert slide.read_px <= MOST_CROPS * 48 * 48  # 24 um
-    sheet = gallery(crops, table, "a.svs")
+    found = found_on(slide, *many(5_000, slide.size))
+    crops = cut_crops(slide, found)
+    assert len(crops) == MAX_CROPS
+    assert slide.read_px <= MAX_CROPS * 48 * 48  # 24 um
+    sheet = gallery(crops, found, "a.svs")
     assert sheet.size == (1120, 64 + 40 * 164)
 
 
@@ -191,7 +195,7 @@ def test_a_crop_has_its_candidate_in_the_middle_and_white_outside_the_slide():
             return np.repeat(((columns == 300) & (rows == 200)).astype(np.uint8)[..., None] * 255, 3, axis=2)
 
     slide = Marked((400, 300), (0.25, 0.25), (0, 0))
-    inside, corner = cut_crops(slide, table_of(slide, [(300, 200), (0, 0)], [0.9, 0.8]))
+    inside, corner = cut_crops(slide, found_on(slide, [(300, 200), (0, 0)], [0.9, 0.8]))
     rows, columns = np.nonzero(inside[..., 0])
     assert (rows.tolist(), columns.tolist()) == ([CROP // 2], [CROP // 2])
     assert corner[: CROP // 2 - 1].min() == 255
@@ -200,19 +204,18 @@ def test_a_crop_has_its_candidate_in_the_middle_and_white_outside_the_slide():
 
 def test_csv_and_geojson_hold_every_candidate():
     slide = PlainSlide((4000, 3000), (0.25, 0.5), (1.0, 2.0))
-    table = table_of(slide, [(100, 200), (3000.25, 10), (7, 8)], [0.9, 0.8, 0.3])
-    table["in_hotspot"] = [True, False, True]
-    table["atypical"] = [0.75, 0.25, np.nan]
-    rows = list(csv.DictReader(io.StringIO(figures_csv(table, True))))
+    found = found_on(slide, [(100, 200), (3000.25, 10), (7, 8)], [0.9, 0.8, 0.3], atypical=[0.75, 0.25, np.nan])
+    in_hotspot = np.array([True, False, True])
+    rows = list(csv.DictReader(io.StringIO(figures_csv(found, in_hotspot, True))))
     assert [row["name"] for row in rows] == [ATYPICAL, NORMAL, REJECTED]
     first = [*rows[0].values()]
     assert [*rows[0]] == ["number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical"]
     assert first == ["1", ATYPICAL, "0.900000", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
     assert [row["in_hotspot"] for row in rows] == ["1", "0", "1"]
     assert rows[2]["p_atypical"] == ""
-    assert "p_atypical" not in figures_csv(table, False)
+    assert "p_atypical" not in figures_csv(found, in_hotspot, False)
 
-    collection = json.loads(figures_geojson(slide, table, Hotspot(0, 0, 500_000, 400_000, 1)))
+    collection = json.loads(figures_geojson(slide, found, Hotspot(0, 0, 500_000, 400_000, 1)))
     assert set(collection) == {"type", "features"}
     assert collection["type"] == "FeatureCollection"
     *points, window = collection["features"]
@@ -232,13 +235,25 @@ def test_csv_and_geojson_hold_every_candidate():
     assert window["geometry"]["coordinates"] == [[[0, 0], [2000, 0], [2000, 800], [0, 800], [0, 0]]]
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    with pytest.raises(UserError, match="figures.csv: cannot be written"):
-        write_file(tmp_path / "missing" / "figures.csv", "text")
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(UserError, match="report.html"):
-        write_file(tmp_path / "report.html", b"bytes")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+def test_a_contact_sheet_is_written_whole_or_not_at_all(tmp_path):
+    crops, result = np.zeros((2, 128, 128, 3), np.uint8), [{"class": "normal", "confidence": 0.25}] * 2
+    (path,) = write_contact_sheets(crops, result, tmp_path, "a.tif")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes; what a full disk does
+    try:
+        with pytest.raises(UserError, match=r"contact-sheet\.png: cannot be written"):
+            write_contact_sheets(crops, result, tmp_path, "b.tif")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["contact-sheet.png"]
+
+
+def test_wilson_interval():
+    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson_interval(15, 50) == pytest.approx((0.1910, 0.4375), abs=1e-4)  # Newcombe, Stat Med 1998;17:857-872
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
 
 
 # --- the page in a browser ------------------------------------------------------------------------------------------
@@ -261,11 +276,31 @@ def browser(tmp_path_factory):
 
 
 def written(slide, points, probabilities, folder, **more):
-    lines = []
-    path = write_report(
-        slide, result_of(slide, points, probabilities), folder, "<a> & b.svs", lines.append, lines.append, **more
-    )
-    return path, lines
+    return write_report(slide, found_on(slide, points, probabilities), folder, "<a> & b.svs", **more)
+
+
+def test_the_page_says_what_is_known_and_nothing_a_name_holds_is_markup(tmp_path):
+    slide = PlainSlide((4000, 3000), (0.25, 0.25), (0, 0))
+    points = [(100, 200), (300, 200), (700, 800)]
+
+    def classify_figures(slide, found):
+        return found.with_atypical([0.75, 0.25]), "sztu <b>, weights 1"
+
+    path = written(slide, points, [0.9, 0.8, 0.3], tmp_path, system="s & t", classify_figures=classify_figures)
+    page = path.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert (data["x"], data["p"], data["atypical"]) == ([100, 300, 700], [0.9, 0.8, 0.3], [0.75, 0.25, None])
+    assert (data["accepted"], data["hot"]) == ([1, 1, 0], [1, 1, 1])
+    assert "&lt;a&gt; &amp; b.svs" in page
+    assert "<a>" not in page
+    assert "sztu &lt;b&gt;, weights 1" in page
+    assert "s &amp; t" in page
+    assert "1 of 2; 95 % interval 9 to 91" in page
+    assert re.findall(r'class="card (\w+)"', page) == ["accepted", "accepted", "rejected"]
+    assert re.findall(r'class="subtype (\w+)">P\(atypical\) ([\d.]+)', page) == [
+        ("atypical", "0.75"),
+        ("normal", "0.25"),
+    ]
 
 
 def text_of(dom, identifier):
@@ -274,7 +309,7 @@ def text_of(dom, identifier):
 
 def test_the_page_of_twenty_thousand_candidates_opens_fast_and_is_small(browser, tmp_path):
     slide = PlainSlide((100_000, 80_000), (0.25, 0.25), (0, 0))
-    path, lines = written(slide, *many(20_000, slide.size), tmp_path, system="sztu_small, weights 0.9")
+    path = written(slide, *many(20_000, slide.size), tmp_path, system="sztu_small, weights 0.9")
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(NAMES)
     assert path.stat().st_size < 6e6
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -287,15 +322,16 @@ def test_the_page_of_twenty_thousand_candidates_opens_fast_and_is_small(browser,
     assert f"{accepted:,} mitotic figures" in text_of(dom, "recount")
     assert "sztu_small, weights 0.9" in dom
     assert "&lt;a&gt; &amp; b.svs" in dom
-    assert dom.count('class="card') == MOST_CROPS
+    assert dom.count('class="card') == MAX_CROPS
     assert not re.search(r'(?:src|href)="(?!data:)|url\(|https?://', path.read_text())
 
 
-def test_the_page_shows_and_recounts(browser, tmp_path):
+def test_the_page_shows_and_recounts(browser, tmp_path, caplog):
+    caplog.set_level("INFO", "midog")
     slide = PlainSlide((20_000, 16_000), (0.25, 0.25), (0, 0))
     points = [(4000, 4000), (4400, 4200), (4800, 4100), (15_000, 12_000), (9000, 9000)]
-    path, lines = written(slide, points, [0.95, 0.85, 0.6, 0.7, 0.3], tmp_path)
-    assert "mitotic figures 4, hotspot 3 in 2.37 mm2" in lines[0]
+    path = written(slide, points, [0.95, 0.85, 0.6, 0.7, 0.3], tmp_path)
+    assert caplog.messages[0] == "mitotic figures 4, hotspot 3 in 2.37 mm2"
     page = path.read_text()
     moved = (
         "const moved = document.getElementById('threshold'); moved.value = .8; moved.dispatchEvent(new Event('input'));"
@@ -311,12 +347,12 @@ def test_the_page_shows_and_recounts(browser, tmp_path):
     picture = tmp_path / "screenshot.png"
     browser(path, "--hide-scrollbars", f"--screenshot={picture}")
     shown = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
-    for colour in (COLOURS[FIGURE], COLOURS[REJECTED], "#00a878"):  # on the canvas and around it
+    for colour in (COLOURS[FIGURE], COLOURS[REJECTED], HOTSPOT_COLOUR):  # on the canvas and around it
         assert (shown == ImageColor.getrgb(colour)).all(axis=1).sum() > 20
 
 
 def test_an_empty_result_has_a_page(browser, tmp_path):
-    path, lines = written(PlainSlide((700, 300), (0.25, 0.25), (0, 0)), np.zeros((0, 2)), [], tmp_path)
+    path = written(PlainSlide((700, 300), (0.25, 0.25), (0, 0)), np.zeros((0, 2)), [], tmp_path)
     dom = browser(path, "--dump-dom")
     assert "no mitotic figure was accepted" in dom
     assert "0 mitotic figures" in text_of(dom, "recount")
@@ -345,7 +381,7 @@ def accepted(tmp_path):
 
 def test_track_1_and_track_2_in_one_command(accepted, tmp_path, capfd):
     out = tmp_path / "out"
-    about = {"system": "hand-made", "version": "7", "image": {"name": REGION.name}}
+    about = {"system": "hand-made", "version": "7", "image": {"name": REGION.name}, "um_per_px_given": None}
     (accepted.parent / "about.json").write_text(json.dumps(about))
     arguments = ["report", str(REGION), str(accepted), "--out", str(out)]
     assert commands.main([*arguments, "--atypical"]) == 0
@@ -366,12 +402,24 @@ def test_track_1_and_track_2_in_one_command(accepted, tmp_path, capfd):
     assert "hand-made, weights 7" in page
 
 
+def test_a_result_is_reported_at_the_um_per_px_that_it_was_made_with(tmp_path):
+    Image.new("RGB", (1200, 900), (230, 180, 215)).save(tmp_path / "a.png")
+    result = Detections.of([[1000, 800, 1000, 800]], [0.9], (0.2274, 0.2274)).to_json()
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    about = {"system": "any", "version": "1", "image": {"name": "a.png"}, "um_per_px_given": 0.2274}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    command = ["report", str(tmp_path / "a.png"), str(tmp_path / "result.json"), "--out", str(tmp_path)]
+    assert commands.main(command) == 0
+    assert ",1000.00,800.00," in (tmp_path / "figures.csv").read_text()
+
+
 def test_a_crop_for_track_2_is_32_um_whatever_the_spacing(monkeypatch):
-    from midog import atypical
+    from midog.engine import classifier
+    from midog.run import Track2
 
     seen = []
-    monkeypatch.setattr(atypical, "load_classifier", lambda *_: None)
-    monkeypatch.setattr(atypical, "classify", lambda crops, *_: seen.extend(crops))
+    monkeypatch.setattr(Track2, "_classifier", None)
+    monkeypatch.setattr(classifier, "classify", lambda crops, *_: seen.extend(crops) or np.zeros(1, np.float32))
 
     class Marked(PlainSlide):
         def _read(self, x, y, width, height):
@@ -381,19 +429,11 @@ def test_a_crop_for_track_2_is_32_um_whatever_the_spacing(monkeypatch):
             )
 
     slide = Marked((600, 400), (0.5, 0.5), (0, 0))  # a square of 9 px is 18 px of a crop
-    atypical.classify_figures(slide, np.array([[300.0, 200.0]]), None, lambda text: None)
+    Track2(None, "cpu").classify_figures(slide, found_on(slide, [(300, 200)], [0.9]))
     (crop,) = seen
     assert crop.shape == (128, 128, 3)
     rows, columns = np.nonzero(crop[..., 0] > 127)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (55, 72, 55, 72)
-
-
-def test_wilson_interval():
-    from midog.atypical import wilson_interval
-
-    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert wilson_interval(15, 50) == pytest.approx((0.1910, 0.4375), abs=1e-4)  # Newcombe, Stat Med 1998;17:857-872
-    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
 
 
 def test_pytorch_is_imported_for_atypical_alone(accepted, tmp_path):

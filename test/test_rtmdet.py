@@ -1,4 +1,4 @@
-"""RTMDet: published counts, shapes, its places, mmdetection's checkpoints, label assignment, losses, overfitting."""
+"""RTMDet: published counts, shapes, its grid points, mmdetection's checkpoints, assignment, losses, overfitting."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from conftest import ROOT
 from torchvision.ops import sigmoid_focal_loss
 
-from midog.boxes import match
-from midog.detect import NetworkDetector
-from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, from_mmdetection, places
+from midog.engine.detector import NetworkDetector
+from midog.evaluation.metrics import match
+from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, from_mmdetection, grid_points
 from resources.data import synthetic
 from resources.data.fields import read_fields
 from resources.train.rtmdet_loss import RTMDetLoss, assign, paired_iou
@@ -21,25 +21,25 @@ def count(module):
 
 
 @pytest.mark.parametrize(
-    ("size", "classes", "parameters"),
+    ("size", "num_classes", "parameters"),
     [("s", 80, 8_886_924), ("s", 1, 8_856_351), ("tiny", 80, 4_896_168), ("m", 80, 24_709_188), ("l", 80, 52_315_804)],
 )
-def test_parameters_are_those_published(size, classes, parameters):
+def test_parameters_are_those_published(size, num_classes, parameters):
     with torch.device("meta"):
-        network = RTMDet(size, classes)
+        network = RTMDet(size, num_classes)
     assert count(network) == parameters
-    if (size, classes) == ("s", 80):
+    if (size, num_classes) == ("s", 80):
         parts = network.backbone, network.neck, network.bbox_head
         assert [count(part) for part in parts] == [4_378_320, 3_883_200, 625_404]
 
 
-def test_an_image_of_640_px_has_8400_places():
+def test_an_image_of_640_px_has_8400_grid_points():
     network = RTMDet("tiny", 3).eval()
     with torch.no_grad():
         boxes, logits = network(torch.rand(2, 3, 64, 96))
     assert boxes.shape == (2, 4, (8 * 12 + 4 * 6 + 2 * 3))
     assert logits.shape == (2, 3, 126)
-    points, strides = places(640, 640, "cpu")
+    points, strides = grid_points(640, 640, "cpu")
     assert points.shape == (2, 8400)
     assert [(strides == stride).sum().item() for stride in (8, 16, 32)] == [6400, 1600, 400]
     assert points[:, :2].T.tolist() == [[0, 0], [8, 0]]  # offset 0; x runs first
@@ -47,7 +47,7 @@ def test_an_image_of_640_px_has_8400_places():
     assert torch.sigmoid(logits).mean().item() == pytest.approx(PRIOR, abs=0.005)
 
 
-def test_a_box_is_its_distances_times_the_stride_from_its_place():
+def test_a_box_is_its_distances_times_the_stride_from_its_point():
     network = RTMDet("tiny").eval()
     for level in range(3):
         torch.nn.init.zeros_(network.bbox_head.rtm_reg[level].weight)
@@ -143,8 +143,8 @@ def test_a_checkpoint_of_mmdetection_loads_strictly():
 
 
 def grid(truths, boxes=None, logits=None):
-    """Assignment in an image of 64 px, where every place predicts `boxes` (or the truth it is nearest to)."""
-    points, strides = places(64, 64, "cpu")
+    """Assignment in an image of 64 px, where every point predicts `boxes` (or the truth it is nearest to)."""
+    points, strides = grid_points(64, 64, "cpu")
     truths = torch.tensor(truths, dtype=torch.float32).view(-1, 4)
     if boxes is None:
         middles = (truths[:, :2] + truths[:, 2:]) / 2
@@ -154,8 +154,8 @@ def grid(truths, boxes=None, logits=None):
     return points, strides, owner, quality
 
 
-def test_a_truth_gets_as_many_places_as_its_best_overlaps_sum_to():
-    """Every place inside predicts the truth exactly: the 13 best overlaps sum to 13."""
+def test_a_truth_gets_as_many_points_as_its_best_overlaps_sum_to():
+    """Every point inside predicts the truth exactly: the 13 best overlaps sum to 13."""
     points, _, owner, quality = grid([[4, 4, 60, 60]])
     assert (owner == 0).sum() == 13
     assert torch.equal(quality > 0, owner == 0)
@@ -163,7 +163,7 @@ def test_a_truth_gets_as_many_places_as_its_best_overlaps_sum_to():
     assert away[owner == 0].max() < 20  # the centre prior: the nearest ones
 
 
-def test_a_truth_whose_boxes_are_all_bad_keeps_one_place():
+def test_a_truth_whose_boxes_are_all_bad_keeps_one_point():
     boxes = torch.tensor([[60.0, 60, 64, 64]]).expand(84, 4)
     points, strides, owner, _ = grid([[0, 0, 24, 24]], boxes)
     assert (owner == 0).sum() == 1
@@ -171,18 +171,18 @@ def test_a_truth_whose_boxes_are_all_bad_keeps_one_place():
     assert distance.item() == pytest.approx(min(((points.T - 12).norm(dim=1) / strides).tolist()))
 
 
-def test_a_place_that_two_truths_want_goes_to_the_cheaper():
-    """Both hold the place (32, 32); its box is the second one's."""
+def test_a_point_that_two_truths_want_goes_to_the_cheaper():
+    """Both hold the point (32, 32); its box is the second one's."""
     truths = [[8, 8, 40, 40], [24, 24, 56, 56]]
     boxes = torch.tensor(truths[1], dtype=torch.float32).expand(84, 4)
     points, _, owner, quality = grid(truths, boxes)
-    place = ((points == 32).all(0)).nonzero()[0, 0]
-    assert owner[place] == 1
-    assert quality[place] == 1
-    assert (owner == 0).any()  # the least a truth gets is one place
+    point = ((points == 32).all(0)).nonzero()[0, 0]
+    assert owner[point] == 1
+    assert quality[point] == 1
+    assert (owner == 0).any()  # the least a truth gets is one point
 
 
-def test_no_truths_no_places():
+def test_no_truths_no_points():
     _, _, owner, quality = grid([], torch.rand(84, 4))
     assert (owner == -1).all()
     assert not quality.any()
@@ -201,13 +201,13 @@ class Fixed(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["focal", "quality"])
 def test_loss_of_a_batch_by_hand(kind):
-    """Image 0 has a truth that one place finds with IoU .5, image 1 none; logits are 0 everywhere."""
+    """Image 0 has a truth that one point finds with IoU .5, image 1 none; logits are 0 everywhere."""
     truth = torch.tensor([[20.0, 20, 44, 44]])
     boxes = torch.full((2, 84, 4), 60.0)
     boxes[..., 2:] = 64
-    points, _ = places(64, 64, "cpu")
-    place = (points == 32).all(0).nonzero()[0, 0]
-    boxes[0, place] = torch.tensor([20.0, 20, 44, 32])
+    points, _ = grid_points(64, 64, "cpu")
+    point = (points == 32).all(0).nonzero()[0, 0]
+    boxes[0, point] = torch.tensor([20.0, 20, 44, 32])
     network = Fixed(boxes.transpose(1, 2).clone(), torch.zeros(2, 1, 84))
     loss = RTMDetLoss(kind)(network, torch.zeros(2, 3, 64, 64), [truth, torch.zeros(0, 4)])
     entropy = np.log(2)
@@ -218,7 +218,7 @@ def test_loss_of_a_batch_by_hand(kind):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert network.boxes.grad[1].abs().sum() == 0
-    assert network.boxes.grad[0, :, place].abs().sum() > 0
+    assert network.boxes.grad[0, :, point].abs().sum() > 0
 
 
 def test_the_focal_part_is_torchvision_s_with_hard_targets():

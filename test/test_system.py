@@ -1,32 +1,44 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
+from msgspec.structs import replace
 
+from midog.calibration import Calibration
 from midog.errors import UserError
-from midog.system import Calibration, find_system, load_system, model_folder
+from midog.system import System, as_yaml, find_system, load_system, model_folder, parse, read_system
 
 
-def write_system(folder, name="mine", track=2, members=2, **changes):
+def write_system(folder, name="mine", track=2, members=2):
+    """A system of files that only look like weights; its folder."""
     folder = folder / name
     folder.mkdir(parents=True)
     listed = []
     for fold in range(members):
         content = f"weights {fold}".encode()
         (folder / f"fold{fold}.safetensors").write_bytes(content)
-        listed.append(
-            {
-                "network": "convnextv2",
-                "options": {},
-                "crop": 0.6,
-                "size": 64,
-                "weights": f"fold{fold}.safetensors",
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "calibration": {"scale": 1, "shift": 0.5},
-            }
-        )
-    values = {"system": name, "version": "1.0", "track": track, "views": 8, "members": listed}
-    values |= {"data": ["ami_br"], "training": {}, "metrics": {}} | changes
+        sha256 = hashlib.sha256(content).hexdigest()
+        listed.append({"weights": f"fold{fold}.safetensors", "sha256": sha256, "calibration": {"shift": 0.5}})
+    values = {"system": name, "track": track, "version": "1.0"}
+    if track == 2:
+        values["classifier"] = {"network": "convnextv2", "options": {}, "field_um": 19.2, "input_px": 64, "views": 8}
+        values["classifier"]["members"] = listed
+    else:
+        values["detector"] = {
+            "network": "yolo11",
+            "options": {},
+            "tile": [512, 256],
+            "overlap": 0.2,
+            "um_per_px": 0.25,
+            "score_threshold": 0.2,
+            "nms_iou": 0.3,
+            "merge": {"distance_um": 7.5},
+            "views": 4,
+            "members": listed,
+        }
+    values["made"] = {"data": [{"set": "icpr12", "cases": ["A0*"], "without": ["A01"]}, {"set": "ami_br"}]}
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
     return folder
 
@@ -40,47 +52,68 @@ def change_yaml(folder, change):
 
 def test_a_system_is_what_its_yaml_says(tmp_path):
     system = load_system(write_system(tmp_path))
-    assert (system.system, system.views, len(system.members)) == ("mine", 8, 2)
+    assert (system.system, system.classifier.views, len(system.members)) == ("mine", 8, 2)
     assert system.members[1].calibration == Calibration(1, 0.5)
     assert find_system(tmp_path, None, 2) == find_system(tmp_path, "mine", 2) == system
+    detector = load_system(write_system(tmp_path, "other", track=1)).detector
+    assert (detector.views, detector.fusion, detector.tile) == (4, "average", (512, 256))
 
 
-def write_detector(folder):
-    """A system for Track 1 of two detectors; its folder."""
-    folder = write_system(folder, track=1)
-    change_yaml(folder, make_detector)
-    return folder
+@pytest.mark.parametrize("path", sorted((ROOT / "resources/systems").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_one_and_comes_back_from_yaml(path):
+    system = read_system(path)
+    assert system.system == path.stem
+    assert parse(System, yaml.safe_load(yaml.safe_dump(as_yaml(system))), path) == replace(system, folder=Path())
+    assert not system.members
 
 
-def make_detector(values):
-    """The classifiers' files become a detector's."""
-    members = [{name: each[name] for name in ("weights", "sha256")} for each in values["members"]]
-    numbers = {"tile": 512, "overlap": 0.2, "um_per_px": 0.25, "confidence": 0.2, "nms_iou": 0.3}
-    numbers |= {"merge_iou": 0, "merge_um": 7.5, "context_um": 0, "score_weight": 0}
-    values["detector"] = {"network": "yolo11", "options": {}, "views": 4, "fusion": "average", **numbers}
-    values["detector"] |= {"members": members, "calibration": {"scale": 1, "shift": 0.5}}
-    values["members"] = []
+@pytest.mark.parametrize("path", sorted((ROOT / "model").glob("*/model.yaml")), ids=lambda path: path.parent.name)
+def test_every_shipped_system_loads_and_says_what_it_learned_from(path):
+    system = load_system(path.parent)
+    assert system.made.code
+    assert system.made.data
+    assert parse(System, yaml.safe_load(yaml.safe_dump(as_yaml(system))), path) == replace(system, folder=Path())
 
 
-def test_a_detector_is_what_its_yaml_says(tmp_path):
-    detector = load_system(write_detector(tmp_path)).detector
-    assert (detector.views, detector.fusion, detector.calibration) == (4, "average", Calibration(1, 0.5))
-    assert [each.weights for each in detector.members] == ["fold0.safetensors", "fold1.safetensors"]
+def test_equal_weights_are_stored_once():
+    shas = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (ROOT / "model").glob("*/*.safetensors")]
+    assert len(set(shas)) == len(shas)
+
+
+def test_which_cases_are_no_test(tmp_path):
+    system = load_system(write_system(tmp_path))
+    known = [("icpr12", "A00"), ("icpr12", "A01"), ("icpr12", "H00"), ("ami_br", "7"), ("cmc", "A00")]
+    assert [system.trained_on(*each) for each in known] == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"views": 3}, "detector: views is 3; 1, 2, 4 or 8 expected"),
-        ({"fusion": "mean"}, "detector: fusion is 'mean'; average or weighted_box_fusion expected"),
-        ({"members": []}, "detector: no list of members"),
+        ({"views": 3}, r"detector.views: 3: invalid enum value 3"),
+        ({"fusion": "mean"}, "detector.fusion: 'mean': invalid enum value 'mean'"),
+        ({"members": []}, "detector has no members: a recipe; train it"),
         ({"members": [{"weights": "fold0.safetensors"}]}, r"detector.members\[0\]: key sha256 is missing"),
         ({"members": [{"weights": "fold0.safetensors", "sha256": "0" * 64}]}, "fold0.safetensors: sha256"),
+        ({"members": [{"weights": "../fold0.safetensors", "sha256": "0" * 64}]}, r"members\[0\].weights: '../fold0"),
         ({"calibration": {"colour": 1}}, "detector.calibration: unknown key colour"),
+        ({"calibration": {"scale": 0}}, "detector.calibration: .*a scale above 0"),
+        ({"merge": {}}, "detector.merge: .*either distance_um or iou"),
+        ({"merge": {"distance_um": 7.5, "iou": 0.5}}, "detector.merge: .*either distance_um or iou"),
+        ({"merge": {"distance_um": 0}}, "detector.merge.distance_um: 0: expected float > 0.0"),
+        ({"merge": {"iou": 0}}, "detector.merge.iou: 0: expected float > 0.0"),
+        ({"tile": 500}, r"detector.tile\[0\]: 500: expected int that's a multiple of 32"),
+        ({"tile": [512]}, "detector.tile: "),
+        ({"overlap": 1.0}, "detector.overlap: 1.0: expected float <= 0.9"),
+        ({"overlap": -3}, "detector.overlap: -3: expected float >= 0.0"),
+        ({"score_threshold": 7}, "detector.score_threshold: 7: expected float <= 1.0"),
+        ({"nms_iou": 0}, "detector.nms_iou: 0: expected float > 0.0"),
+        ({"um_per_px": 0}, "detector.um_per_px: 0: expected float >= 0.05"),
+        ({"um_per_px": "fine"}, "detector.um_per_px: 'fine': expected float, got str"),
+        ({"confidence": 0.2}, "detector: unknown key confidence"),
     ],
 )
 def test_a_bad_detector_is_one_line_that_names_it(tmp_path, change, said):
-    folder = write_detector(tmp_path)
+    folder = write_system(tmp_path, track=1)
     change_yaml(folder, lambda values: values["detector"].update(change))
     with pytest.raises(UserError, match=said) as error:
         load_system(folder)
@@ -92,14 +125,20 @@ def test_a_bad_detector_is_one_line_that_names_it(tmp_path, change, said):
     ("change", "said"),
     [
         (lambda v: v.update(colour="red"), "unknown key colour"),
-        (lambda v: v["members"][1].update(colour="red"), r"members\[1\]: unknown key colour"),
-        (lambda v: v["members"][0]["calibration"].update(colour=1), "calibration: unknown key colour"),
-        (lambda v: v.pop("views"), "key views is missing"),
-        (lambda v: v.update(views=3), "views is 3"),
-        (lambda v: v.update(views="8"), "an int expected|a int expected"),
-        (lambda v: v.update(members=[]), "no list of members"),
-        (lambda v: v["members"][0].update(weights="fold7.safetensors"), "fold7.safetensors: weights not found"),
-        (lambda v: v["members"][0].update(sha256="0" * 64), "fold0.safetensors: sha256"),
+        (lambda v: v.update(folder="/"), "unknown key folder"),
+        (lambda v: v["classifier"]["members"][1].update(colour="red"), r"members\[1\]: unknown key colour"),
+        (lambda v: v.pop("version"), "key version is missing"),
+        (lambda v: v.update(track=3), "track: 3: invalid enum value 3"),
+        (lambda v: v.update(track=1), "no detector, which Track 1 needs"),
+        (lambda v: v.pop("classifier"), "a classifier and no detector expected for Track 2"),
+        (lambda v: v["classifier"].update(views="8"), "classifier.views: '8': "),
+        (lambda v: v["classifier"].update(field_um=40), "classifier.field_um is 40; above 0, to 32 expected"),
+        (lambda v: v["classifier"].update(input_px=0), "classifier.input_px: 0: expected int >= 8"),
+        (lambda v: v["classifier"].update(members=[]), "classifier has no members"),
+        (lambda v: v["classifier"]["members"][0].update(weights="fold7.safetensors"), "fold7.safetensors: weights not"),
+        (lambda v: v["classifier"]["members"][0].update(sha256="0" * 64), "fold0.safetensors: sha256"),
+        (lambda v: v["made"]["data"].append({"cases": []}), r"made.data\[2\]: key set is missing"),
+        (lambda v: v.update(members=[], views=1), "in the format before 1.0 .*export it again"),
     ],
 )
 def test_bad_yaml_is_one_line_that_names_it(tmp_path, change, said):
@@ -137,6 +176,9 @@ def test_the_choice_of_a_system(tmp_path):
         find_system(tmp_path, "three", 2)
     with pytest.raises(UserError, match="is for Track 1, the job for Track 2"):
         find_system(tmp_path, "other_track", 2)
+    with pytest.raises(UserError, match="rtmdet_s: a recipe without weights; train it with"):
+        find_system(tmp_path, "rtmdet_s", 1)
+    assert find_system(tmp_path, "other_track", None).track == 1
 
 
 def test_our_own_weights_stand_in_for_an_empty_mount(tmp_path, monkeypatch):

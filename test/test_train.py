@@ -18,7 +18,7 @@ from midog.errors import UserError
 from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
 from resources.train import atypical, common, evaluate_atypical
-from resources.train.atypical_report import calibrate, fit_calibration
+from resources.train.atypical_report import fit_calibration
 from resources.train.losses import mask_loss, subclass_loss
 
 CASES = 8
@@ -101,7 +101,7 @@ def test_out_of_fold_figures_are_what_inference_gives(table, system, tmp_path):
     rows = [row for row in csv.DictReader((tmp_path / "run/out_of_fold.csv").open()) if row["fold"] == "0"]
     plan, crops = atypical.read_plan(str(system)), read_crops([table])
     options = plan.member.options | {"classes": 1 + len(crops.subclass_names)}
-    from midog.classify import load_network
+    from midog.engine.classifier import load_network
 
     network = load_network("convnextv2", options, tmp_path / "run/model/tiny/fold0.safetensors")
     place = {name: number for number, name in enumerate(crops.files)}
@@ -154,7 +154,7 @@ def test_calibration_puts_the_operating_point_at_one_half():
     generator = np.random.default_rng(0)
     labels = (generator.random(4000) < 0.2).astype(int)
     raw = 1 / (1 + np.exp(-(generator.normal(0, 1, 4000) + 2 * labels - 3)))
-    calibrated = calibrate(raw, *fit_calibration(raw, labels)) >= 0.5
+    calibrated = fit_calibration(raw, labels).apply(raw) >= 0.5
     # two unit Gaussians 2 apart: the best cut is half way, sensitivity and specificity .841
     assert calibrated[labels == 1].mean() == pytest.approx(0.841, abs=0.03)
     assert calibrated[labels == 0].mean() == pytest.approx(0.159, abs=0.03)

@@ -9,11 +9,16 @@ from safetensors.torch import save_file
 
 from midog import job
 from midog.__main__ import main
-from midog.classify import Calibrated, classify, load_classifier, normalise
-from midog.metrics import DetectionCase, StackCase
-from midog.models.classifiers import NETWORKS
-from midog.system import load_system
-from midog.tune import Objective, compose, cross_validate, fit, folds_of, logit, reliability_weights, sigmoid
+from midog.calibration import Calibration, logit, sigmoid
+from midog.detections import MM_PER_PX, Detections
+from midog.engine.classifier import classify, load_classifier, normalise
+from midog.engine.two_stages import with_score
+from midog.errors import UserError
+from midog.evaluation import tune
+from midog.evaluation.metrics import DetectionCase, StackCase
+from midog.evaluation.tune import Objective, cross_validate, fit, folds_of, reliability_weights
+from midog.models import CLASSIFIERS, build, normalisation
+from midog.system import CROP_UM, load_system
 
 CPU = torch.device("cpu")
 OPTIONS = {"widths": [16, 32], "depths": [1, 1], "stem": "early"}
@@ -26,11 +31,10 @@ def stack(number, labels, scores):
 
 def image(number, hits, misses, rejected=0):
     """Figures 50 um apart; each of `hits` is a score on one, `misses` are scores in between, `rejected` has none."""
-    truths = [(0.05 * x, 0, 0) for x in range(len(hits) + rejected)]
-    points = [*truths[: len(hits)], *((0.05 * x + 0.025, 0, 0) for x in range(len(misses)))]
-    scores = np.array([*hits, *misses], float)
-    arrays = np.array(truths, float).reshape(-1, 3), np.array(points, float).reshape(-1, 3)
-    return DetectionCase(f"{number}.tiff", 0, "hotspot", *arrays, scores >= 0.5, scores)
+    truths = np.array([(0.05 * x, 0, 0) for x in range(len(hits) + rejected)], float).reshape(-1, 3)
+    places = [*truths[: len(hits), :2], *((0.05 * x + 0.025, 0) for x in range(len(misses)))]
+    found = Detections.of(np.tile(places, 2), [*hits, *misses], MM_PER_PX)
+    return DetectionCase(f"{number}.tiff", 0, "hotspot", truths, found)
 
 
 def test_the_best_threshold_by_hand():
@@ -57,24 +61,23 @@ def many_images(count=20):
 
 def test_a_fold_is_judged_at_the_others_threshold():
     cases, f1 = many_images(), Objective("f1")
-    counts, thresholds, probabilities = cross_validate(cases, f1, True)
+    counts, thresholds, probabilities = cross_validate(cases, f1)
     assert len(thresholds) == 5
     folds = folds_of(len(cases))
     assert sorted(np.bincount(folds)) == [4] * 5
     others = [case for case, fold in zip(cases, folds, strict=True) if fold != folds[0]]
-    threshold, scale, shift = fit(others, f1, True)
+    threshold, calibration = fit(others, f1)
     assert threshold == thresholds[folds[0]]
     assert counts[0].tolist() == f1.counts(cases[0], threshold).tolist()
-    np.testing.assert_allclose(probabilities[:7], sigmoid(scale * logit(cases[0].scores) + shift))
+    np.testing.assert_array_equal(probabilities[:7], calibration.apply(cases[0].scores))
     assert all(0.27 < threshold < 0.32 for threshold in thresholds)
 
 
 def test_half_is_the_operating_point_afterwards():
     cases = many_images()
-    threshold, scale, shift = fit(cases, Objective("f1"), True)
+    threshold, calibration = fit(cases, Objective("f1"))
     for case in cases:
-        assert ((sigmoid(scale * logit(case.scores) + shift) >= 0.5) == (case.scores >= threshold)).all()
-    assert fit(cases, Objective("f1"), False)[1] == 1
+        assert ((calibration.apply(case.scores) >= 0.5) == (case.scores >= threshold)).all()
 
 
 def test_reliability_is_weighed_at_the_odds_of_the_operating_point():
@@ -88,14 +91,6 @@ def test_reliability_is_weighed_at_the_odds_of_the_operating_point():
     assert weights[labels].sum() / weights[~labels].sum() == pytest.approx(np.exp(-1), rel=0.1)
 
 
-def test_composition_is_exact():
-    raw = torch.linspace(0.01, 0.99, 50)
-    present, scale, shift = {"scale": 1.3, "shift": -0.4}, 2.1, 0.7
-    twice = Calibrated(Calibrated(torch.nn.Identity(), **present), scale, shift)
-    once = Calibrated(torch.nn.Identity(), **compose(present, scale, shift))
-    torch.testing.assert_close(once(raw), twice(raw), atol=1e-5, rtol=0)
-
-
 # --- the whole command, with a system of small random networks ----------------
 
 
@@ -105,21 +100,23 @@ def write_system(folder, seeds, crops):
     members = []
     for number, seed in enumerate(seeds):
         torch.manual_seed(seed)
-        network = NETWORKS["convnextv2"](**OPTIONS)
+        network = build(CLASSIFIERS, "convnextv2", OPTIONS)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, 0, 0.5)
         with torch.no_grad():
-            logits = network.eval()(normalise(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255))
+            pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+            logits = network.eval()(normalise(pixels, *normalisation(network)))
             network.head.fc.bias[0] -= logits.mean()
             for parameter in network.head.fc.parameters():
                 parameter *= 1.5 / logits.std()
         path = folder / f"fold{number}.safetensors"
         save_file(network.state_dict(), path)
-        member = {"network": "convnextv2", "options": OPTIONS, "crop": 1.0, "size": 64, "weights": path.name}
-        member |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        member = {"weights": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         members.append(member | {"calibration": {"scale": 0.5, "shift": 0.25}})
-    values = {"track": 2, "system": "mine", "version": "7", "views": 1, "data": ["a: b"], "members": members}
-    values |= {"training": {"epochs": 3, "z": None, "a": [1, 2]}, "metrics": {"note": "kept"}}
+    classifier = {"network": "convnextv2", "options": OPTIONS, "field_um": 32.0, "input_px": 64, "views": 1}
+    values = {"track": 2, "system": "mine", "version": "7", "classifier": classifier | {"members": members}}
+    values |= {"training": {"epochs": 3, "z": None, "a": [1, 2]}}
+    values |= {"made": {"data": [{"set": "a"}], "metrics": {"note": "kept"}}}
     (folder / "model.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return folder
 
@@ -133,7 +130,7 @@ def crops():
 
 
 def predict(folder, crops):
-    return classify(crops, load_classifier(load_system(folder), CPU), CPU, None)
+    return classify(crops, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
 
 
 def write_predictions(folder, probabilities, labels):
@@ -151,12 +148,12 @@ def write_predictions(folder, probabilities, labels):
     return ["--track", "2", "--ground-truth", str(path), "--predictions", str(folder)]
 
 
-def atypical_above(probabilities, share, noise=0.1):
+def atypical_above(probabilities, fraction, noise=0.1):
     generator = np.random.default_rng(2)
-    return (probabilities > np.quantile(probabilities, share)) ^ (generator.random(len(probabilities)) < noise)
+    return (probabilities > np.quantile(probabilities, fraction)) ^ (generator.random(len(probabilities)) < noise)
 
 
-@pytest.mark.parametrize("seeds", [[0], [0, 0]])  # one network, and an ensemble whose members agree
+@pytest.mark.parametrize("seeds", [[0], [0, 3]])  # one network, and an ensemble whose members differ
 def test_tune_moves_the_real_systems_operating_point(tmp_path, crops, capsys, seeds):
     folder = write_system(tmp_path / "mine", seeds, crops)
     before, text = predict(folder, crops), (folder / "model.yaml").read_text()
@@ -164,7 +161,6 @@ def test_tune_moves_the_real_systems_operating_point(tmp_path, crops, capsys, se
     command = write_predictions(tmp_path / "p", before, atypical_above(before, 0.7))
     assert main(["tune", *command, "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
-    assert ("an ensemble of 2" in printed.err) == (len(seeds) == 2)
     said = json.loads((tmp_path / "out" / "tuning.json").read_text())
     threshold = said["threshold"]
     assert f"threshold {threshold:.4f} of the present probability" in printed.out
@@ -172,34 +168,74 @@ def test_tune_moves_the_real_systems_operating_point(tmp_path, crops, capsys, se
     assert {"reliability.png", "threshold.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     after = predict(folder, crops)
     old, new = yaml.safe_load(text), yaml.safe_load((folder / "model.yaml").read_text())
-    scale = new["members"][0]["calibration"]["scale"] / 0.5
-    shift = new["members"][0]["calibration"]["shift"] - scale * 0.25
-    np.testing.assert_allclose(after, sigmoid(scale * logit(before) + shift), atol=1e-4)
+    calibration = Calibration(**new["classifier"].pop("calibration"))
+    np.testing.assert_allclose(after, calibration.apply(before), atol=1e-6)
+    assert calibration.scale != 1
     assert abs(threshold - 0.5) > 0.01
-    exact = sigmoid(-shift / scale)  # tuning.json has four digits
+    exact = sigmoid(-calibration.shift / calibration.scale)  # tuning.json has four digits
     assert exact == pytest.approx(threshold, abs=1e-4)
     np.testing.assert_array_equal(after >= 0.5, before >= exact)
-    assert (scale == 1) == (len(seeds) == 2)
-    # All else in model.yaml stays, in its order.
-    assert new["metrics"].pop("tuned") == said
-    for values in (old, new):
-        for member in values["members"]:
-            del member["calibration"]
-    assert list(new) == list(old)
+    # All else in model.yaml stays, in its order: the members' calibrations, too.
+    assert new["made"]["metrics"].pop("tuned") == said
     assert json.dumps(new) == json.dumps(old)
 
 
-def test_members_that_differ_need_a_second_round(tmp_path, crops):
+def test_members_that_differ_are_tuned_in_one_round(tmp_path, crops):
     folder = write_system(tmp_path / "mine", [0, 3, 4], crops)
-    labels = atypical_above(predict(folder, crops), 0.8, noise=0)
-    off = []
-    for _ in range(3):
+    labels = atypical_above(predict(folder, crops), 0.8)
+    thresholds = []
+    for _ in range(2):
         command = write_predictions(tmp_path / "p", predict(folder, crops), labels)
         assert main(["tune", *command, "--model", str(folder)]) == 0
-        tuned = yaml.safe_load((folder / "model.yaml").read_text())["metrics"]["tuned"]
-        off.append(abs(logit(tuned["threshold"])))
-    assert off[1] < off[0] / 2
-    assert off[2] <= off[1]
+        thresholds.append(yaml.safe_load((folder / "model.yaml").read_text())["made"]["metrics"]["tuned"]["threshold"])
+    assert abs(thresholds[0] - 0.5) > 0.01
+    assert thresholds[1] == 0.5
+
+
+def write_track1(folder, with_classifier):
+    """A system whose weights are no weights."""
+    folder.mkdir()
+    (folder / "w.safetensors").write_bytes(b"w")
+    part = {"network": "any", "options": {}, "members": [{"weights": "w.safetensors"}]}
+    part["members"][0]["sha256"] = hashlib.sha256(b"w").hexdigest()
+    detector = {"tile": [64, 64], "overlap": 0.2, "um_per_px": 0.25, "score_threshold": 0.1, "nms_iou": 0.3}
+    detector |= {"merge": {"distance_um": 7.5}, "calibration": {"scale": 1.25, "shift": -0.5}}
+    values = {"system": "mine", "track": 1, "version": "1", "detector": part | detector}
+    if with_classifier:
+        values["classifier"] = part | {"field_um": 16.0, "input_px": 64, "score_weight": 0.4}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
+    return load_system(folder)
+
+
+def test_the_detectors_score_beside_a_classifier_is_scaled_too(tmp_path):
+    system, calibration = write_track1(tmp_path / "two", True), Calibration(1 / 3, 0.123456789)
+    part, present, after = tune.write_calibration(system, calibration, {})
+    assert (part, present, after) == ("classifier", Calibration(), calibration)
+    found = load_system(tmp_path / "two")
+    assert (found.classifier.calibration, found.detector) == (calibration, system.detector)
+    mean, scores = np.random.default_rng(0).uniform(0.05, 0.95, (2, 100))
+    tuned = with_score(found.classifier.calibration.apply(mean), scores, found.classifier.score_weight)
+    np.testing.assert_allclose(tuned, calibration.apply(with_score(mean, scores, 0.4)), atol=1e-12)
+
+
+def test_a_detector_alone_is_calibrated_by_its_score(tmp_path):
+    system, calibration = write_track1(tmp_path / "one", False), Calibration(2.0, 0.1)
+    assert tune.write_calibration(system, calibration, {})[0] == "detector"
+    assert load_system(tmp_path / "one").detector.calibration == Calibration(2.5, -0.9)
+
+
+def test_a_model_that_would_not_load_stays_as_it_was(tmp_path, monkeypatch):
+    system = write_track1(tmp_path / "two", True)
+    before = (tmp_path / "two" / "model.yaml").read_bytes()
+
+    def refuse(folder):
+        assert (folder / "model.yaml").read_bytes() != before
+        raise UserError("no")
+
+    monkeypatch.setattr(tune, "load_system", refuse)
+    with pytest.raises(UserError):
+        tune.write_calibration(system, Calibration(2.0, 0.1), {"images": 3})
+    assert (tmp_path / "two" / "model.yaml").read_bytes() == before
 
 
 def test_what_cannot_be_tuned_is_one_line_and_changes_nothing(tmp_path, crops, capsys):

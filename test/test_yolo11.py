@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
+from midog.engine.weights import fold_batch_norms
 from midog.models.attention import EMAAttention, LSConv, small_kernel_aggregation
-from midog.models.fold import fold_batch_norms
 from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11, Detect
 
 AS_BUILT = {"lsconv": (22,), "ema": True}
@@ -40,7 +40,7 @@ def with_drawn_norms(network):
 
 
 @pytest.mark.parametrize(
-    ("scale", "classes", "options", "expected"),
+    ("scale", "num_classes", "options", "expected"),
     [
         ("n", 80, {}, 2_624_080),
         ("s", 80, {}, 9_458_752),
@@ -56,9 +56,9 @@ def with_drawn_norms(network):
         ("x", 1, AS_WRITTEN, 53_502_067),
     ],
 )
-def test_number_of_parameters(scale, classes, options, expected):
+def test_number_of_parameters(scale, num_classes, options, expected):
     with torch.device("meta"):
-        assert parameters(YOLO11(scale, classes, **options)) == expected
+        assert parameters(YOLO11(scale, num_classes, **options)) == expected
 
 
 def test_number_of_parameters_of_the_blocks():
@@ -174,16 +174,29 @@ def test_boxes_by_hand():
     boxes, logits = head([torch.zeros(1, 8, 64, 64), torch.zeros(1, 8, 32, 32), torch.zeros(1, 8, 16, 16)])
     assert boxes.shape == (1, 4, 5376)
     assert logits.shape == (1, 1, 5376)
-    for place, stride, row, column in ((64 * 5 + 7, 8, 5, 7), (4096, 16, 0, 0), (5120 + 16 * 3 + 15, 32, 3, 15)):
+    for point, stride, row, column in ((64 * 5 + 7, 8, 5, 7), (4096, 16, 0, 0), (5120 + 16 * 3 + 15, 32, 3, 15)):
         x, y = column + 0.5, row + 0.5
         expected = torch.tensor([x - 1, y - 2, x + 3, y + 4]) * stride
-        torch.testing.assert_close(boxes[0, :, place], expected)
+        torch.testing.assert_close(boxes[0, :, point], expected)
+
+
+@torch.no_grad()
+def test_boxes_are_decoded_in_float32_under_autocast():
+    network = YOLO11("n").eval()
+    tiles = torch.rand(1, 3, 64, 512)
+    expected, _ = network(tiles)
+    with torch.autocast("cpu", torch.bfloat16):
+        boxes, logits = network(tiles)
+    assert boxes.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
+    assert expected.max() > 480
+    assert (boxes - expected).abs().max() < 0.5  # bfloat16 has steps of 2 px from 256 px on
 
 
 def test_inference_imports_nothing_of_the_training():
     heavy = "ultralytics", "torchvision", "pandas", "cv2"
     program = (
-        "import sys, os, midog.models.yolo11, midog.detect;"
+        "import sys, os, midog.models.yolo11, midog.engine.detector;"
         f"print([name for name in {heavy} if name in sys.modules], os.environ.get('OMP_NUM_THREADS'))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

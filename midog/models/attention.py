@@ -1,4 +1,11 @@
-"""Small attention blocks that several networks share, each with its source."""
+"""Small attention blocks that several networks share, each written from its paper.
+
+- EMA attention: arXiv 2305.13563; original code YOLOonly/EMA-attention-module, licence not checked.
+- LSConv: arXiv 2503.23135; original code jameslahm/lsnet, Apache-2.0.
+- CBAM: arXiv 1807.06521; original code Jongchan/attention-module, MIT.
+
+No published weights are used.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +24,7 @@ class EMAAttention(nn.Module):
     Forward: float (N, channels, H, W) -> the same shape; each value is scaled by a factor in (0, 1).
     """
 
-    def __init__(self, channels, groups=32):
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
         if channels % groups:
             raise ValueError(f"{channels} channels do not fall into {groups} groups")
@@ -27,7 +34,7 @@ class EMAAttention(nn.Module):
         self.conv3x3 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
         group = x.reshape(n * self.groups, channels // self.groups, height, width)
         rows = group.mean(3, keepdim=True)  # section 3.2: one-dimensional pooling along each direction
@@ -40,13 +47,13 @@ class EMAAttention(nn.Module):
         return (group * weights.sigmoid()).view_as(x)
 
     @staticmethod
-    def _pooled(pooled, spread):
+    def _pooled(pooled: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         """Softmax over channels of one branch's global mean, times the other branch, summed over channels."""
-        share = pooled.mean((2, 3), keepdim=True).softmax(1)
-        return (share * spread).sum(1, keepdim=True)
+        weights = pooled.mean((2, 3), keepdim=True).softmax(1)
+        return (weights * spread).sum(1, keepdim=True)
 
 
-def small_kernel_aggregation(x, filters):
+def small_kernel_aggregation(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     """The 3x3 dynamic convolution of LSConv (Wang et al., arXiv 2503.23135, "small-kernel aggregation").
 
     Args:
@@ -59,7 +66,7 @@ def small_kernel_aggregation(x, filters):
     n, channels, height, width = x.shape
     shared = filters.shape[1]
     padded = F.pad(x, (1, 1, 1, 1)).view(n, channels // shared, shared, height + 2, width + 2)
-    total = 0
+    total = x.new_zeros(())
     for tap in range(9):  # nine shifted products need a ninth of unfold's memory
         top, left = divmod(tap, 3)
         total = total + padded[..., top : top + height, left : left + width] * filters[:, None, :, tap]
@@ -77,7 +84,7 @@ class LSConv(nn.Module):
     Forward: float (N, channels, H, W) -> the same shape.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 8:
             raise ValueError(f"LSConv shares each filter between 8 channels, {channels} cannot be shared")
@@ -88,7 +95,7 @@ class LSConv(nn.Module):
         self.filters = nn.Sequential(nn.Conv2d(half, 9 * shared, 1), nn.GroupNorm(shared, 9 * shared))
         self.bn = nn.BatchNorm2d(channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         filters = self.filters(self.mix(self.large(self.reduce(x))))
         filters = filters.view(len(x), -1, 9, *x.shape[2:])
         return self.bn(small_kernel_aggregation(x, filters)) + x
@@ -104,7 +111,7 @@ class CBAM(nn.Module):
     Forward: float (N, channels, H, W) -> the same shape; each value is scaled by a factor in (0, 1).
     """
 
-    def __init__(self, channels, reduction=16):
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         hidden = channels // reduction
         self.channel = nn.Sequential(
@@ -112,8 +119,8 @@ class CBAM(nn.Module):
         )
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
-    def forward(self, x):
-        mean, most = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        x = x * (self.channel(mean) + self.channel(most)).sigmoid()  # equation 2
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        x = x * (self.channel(mean) + self.channel(largest)).sigmoid()  # equation 2
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return x * self.spatial(pooled).sigmoid()  # equation 3

@@ -20,28 +20,34 @@ Where the paper leaves a choice open:
 
 The authors' code differs from the paper: its backbone is ResNeXt-50, and it has the anchor-free branch alone.
 
+Written here from the papers. Original code: antifen/mitosis-nuclei-detection,
+licence not checked; no published weights are used. timm's code is Apache-2.0, each
+of its ImageNet weights has a licence of its own.
+
 The paper's numbers are not ours to compare with: its F1 (printed upside down in equation 6) counts a figure as found
 within 5 um, and the authors' matching lets two figures share one prediction.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from midog.models import IMAGENET_MEAN, IMAGENET_STD
 from midog.models.attention import CBAM
 
 FINEST_STRIDE = 8
 ANCHOR_SIDE = 3  # of the smallest square anchor, in strides
 ANCHOR_SCALES = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 ANCHOR_RATIOS = (0.5, 1, 2)  # height over width
-ANCHORS = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)  # a place
-MOST_GROWTH = math.log(1000 / 16)  # of an anchor's side, as a logarithm: exp must not overflow
+ANCHORS = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)  # a grid point
+MAX_LOG_GROWTH = math.log(1000 / 16)  # of an anchor's side: exp must not overflow
 DISTANCE_UNIT = 4  # strides (FSAF, section 3.2: S)
-LEAST_DISTANCE = 1e-4  # units
+MIN_DISTANCE = 1e-4  # units
 PRIOR = 0.01  # probability of a figure that an untrained network gives (RetinaNet, section 4.1)
 
 
@@ -60,7 +66,7 @@ class AnchorBased(NamedTuple):
 
 
 class AnchorFree(NamedTuple):
-    """What the anchor-free branch gives for F places: of all levels, fine to coarse, row by row.
+    """What the anchor-free branch gives for F grid points: of all levels, fine to coarse, row by row.
 
     Attributes:
         logits: float32 (N, F).
@@ -75,7 +81,7 @@ class AnchorFree(NamedTuple):
     levels: torch.Tensor
 
 
-def he(convolution):
+def kaiming_init(convolution: nn.Conv2d) -> nn.Conv2d:
     """Initialise a convolution as He et al. do before a ReLU (arXiv 1502.01852), and return it."""
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     if convolution.bias is not None:
@@ -86,22 +92,32 @@ def he(convolution):
 class StandardisedConv2d(nn.Conv2d):
     """Convolution whose filters are brought to mean 0 and standard deviation 1 (Qiao et al., arXiv 1903.10520)."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
         return self._conv_forward(x, (self.weight - mean) / (deviation + 1e-5), self.bias)
+
+
+Conv = Callable[..., nn.Conv2d]  # (channels in, channels, kernel, stride=1)
+Norm = Callable[[int], nn.Module]
+Attention = Callable[[int], nn.Module]
 
 
 class Residual(nn.Module):
     """relu(attention(residual(x)) + shortcut(x)); the shortcut is a 1x1 where the shape changes."""
 
-    def __init__(self, channels_in, channels, stride, conv, norm, attention):
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, conv: Conv, norm: Norm, attention: Attention
+    ) -> None:
         super().__init__()
         self.attention = attention(channels)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels:
             self.downsample = nn.Sequential(conv(channels_in, channels, 1, stride), norm(channels))
 
-    def forward(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.attention(self.residual(x)) + self.downsample(x))
 
 
@@ -110,12 +126,12 @@ class BasicBlock(Residual):
 
     expansion = 1
 
-    def __init__(self, channels_in, width, stride, conv, norm, attention):
+    def __init__(self, channels_in: int, width: int, stride: int, conv: Conv, norm: Norm, attention: Attention) -> None:
         super().__init__(channels_in, width, stride, conv, norm, attention)
         self.conv1, self.bn1 = conv(channels_in, width, 3, stride), norm(width)
         self.conv2, self.bn2 = conv(width, width, 3), norm(width)
 
-    def residual(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
 
@@ -124,18 +140,21 @@ class Bottleneck(Residual):
 
     expansion = 4
 
-    def __init__(self, channels_in, width, stride, conv, norm, attention):
+    def __init__(self, channels_in: int, width: int, stride: int, conv: Conv, norm: Norm, attention: Attention) -> None:
         super().__init__(channels_in, 4 * width, stride, conv, norm, attention)
         self.conv1, self.bn1 = conv(channels_in, width, 1), norm(width)
         self.conv2, self.bn2 = conv(width, width, 3, stride), norm(width)
         self.conv3, self.bn3 = conv(width, 4 * width, 1), norm(4 * width)
 
-    def residual(self, x):
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)))))
 
 
-BACKBONES = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
+BACKBONES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 class ResNet(nn.Module):
@@ -150,20 +169,20 @@ class ResNet(nn.Module):
     Forward: float (N, 3, H, W), normalised -> a map each of stage 2 and on, with `channels`, at strides 8, 16, 32.
     """
 
-    def __init__(self, depth, stages, cbam, group_norm):
+    def __init__(self, depth: int, stages: int, cbam: bool, group_norm: bool) -> None:
         super().__init__()
         convolution = StandardisedConv2d if group_norm else nn.Conv2d
-        norm = partial(nn.GroupNorm, 32) if group_norm else nn.BatchNorm2d
-        attention = CBAM if cbam else nn.Identity
+        norm: Norm = partial(nn.GroupNorm, 32) if group_norm else nn.BatchNorm2d
+        attention: Attention = CBAM if cbam else nn.Identity
 
-        def conv(channels_in, channels, kernel, stride=1):
-            return he(convolution(channels_in, channels, kernel, stride, kernel // 2, bias=False))
+        def conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+            return kaiming_init(convolution(channels_in, channels, kernel, stride, kernel // 2, bias=False))
 
         block, counts = BACKBONES[depth]
         self.conv1, self.bn1 = conv(3, 64, 7, 2), norm(64)
         self.stages, channels_in = stages, 64
         for stage in range(stages):
-            width, blocks = 64 << stage, []
+            width, blocks = 64 << stage, list[nn.Module]()
             for number in range(counts[stage]):
                 stride = 2 if stage and not number else 1
                 blocks.append(block(channels_in, width, stride, conv, norm, attention))
@@ -171,7 +190,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.channels = [block.expansion * (64 << stage) for stage in range(1, stages)]
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         maps = []
         for stage in range(self.stages):
@@ -186,14 +205,14 @@ class FPN(nn.Module):
     Forward: maps from fine to coarse -> `levels` maps of `width` channels, each at half the one before's resolution.
     """
 
-    def __init__(self, channels, width, levels):
+    def __init__(self, channels: Sequence[int], width: int, levels: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(he(nn.Conv2d(c, width, 1)) for c in channels)
-        self.output = nn.ModuleList(he(nn.Conv2d(width, width, 3, padding=1)) for _ in channels)
+        self.lateral = nn.ModuleList(kaiming_init(nn.Conv2d(c, width, 1)) for c in channels)
+        self.output = nn.ModuleList(kaiming_init(nn.Conv2d(width, width, 3, padding=1)) for _ in channels)
         inputs = (channels[-1], *[width] * levels)[: levels - len(channels)]
-        self.coarser = nn.ModuleList(he(nn.Conv2d(c, width, 3, stride=2, padding=1)) for c in inputs)
+        self.coarser = nn.ModuleList(kaiming_init(nn.Conv2d(c, width, 3, stride=2, padding=1)) for c in inputs)
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[2:])
@@ -212,17 +231,19 @@ class Head(nn.Module):
     distances (N, H W, 4).
     """
 
-    def __init__(self, width, depth, hybrid):
+    def __init__(self, width: int, depth: int, hybrid: bool) -> None:
         super().__init__()
 
-        def tower():
-            layers = [(he(nn.Conv2d(width, width, 3, padding=1)), nn.ReLU(inplace=True)) for _ in range(depth)]
-            return nn.Sequential(*(layer for pair in layers for layer in pair))
+        def tower() -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for _ in range(depth):
+                layers += [kaiming_init(nn.Conv2d(width, width, 3, padding=1)), nn.ReLU(inplace=True)]
+            return nn.Sequential(*layers)
 
-        def output(channels, bias):
+        def output(channels: int, bias: float) -> nn.Conv2d:
             convolution = nn.Conv2d(width, channels, 3, padding=1)
             nn.init.normal_(convolution.weight, std=0.01)
-            nn.init.constant_(convolution.bias, bias)
+            nn.init.constant_(cast(torch.Tensor, convolution.bias), bias)
             return convolution
 
         rare = -math.log((1 - PRIOR) / PRIOR)
@@ -232,34 +253,34 @@ class Head(nn.Module):
         if hybrid:
             self.free_class, self.free_box = output(1, rare), output(4, 1 / DISTANCE_UNIT)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         of_class, of_box = self.class_tower(x), self.box_tower(x)
         outputs = [self.anchor_class(of_class), self.anchor_box(of_box)]
         if self.hybrid:
             outputs += [self.free_class(of_class), self.free_box(of_box)]
         # float32, because half precision cannot tell a pixel from its neighbour across a tile
-        by_place = [each.permute(0, 2, 3, 1).flatten(1).float() for each in outputs]
-        return [each.unflatten(1, (-1, 4)) if i % 2 else each for i, each in enumerate(by_place)]
+        by_point = [each.permute(0, 2, 3, 1).flatten(1).float() for each in outputs]
+        return [each.unflatten(1, (-1, 4)) if i % 2 else each for i, each in enumerate(by_point)]
 
 
-def grid_points(height, width, stride, device):
-    """Centre of each place of a map, float32 (H W, 2) x and y in px, row by row.
+def grid_points(height: int, width: int, stride: int, device: torch.device | str) -> torch.Tensor:
+    """Where each prediction of a map stands: float32 (H W, 2) x and y in px, row by row.
 
-    Place i of a ResNet's map looks at the pixels around i x stride: each stride-2 kernel is centred on an even pixel.
+    Point i of a ResNet's map looks at the pixels around i x stride: each stride-2 kernel is centred on an even pixel.
     """
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1).float() * stride
 
 
-def anchors_at(points, stride):
+def anchors_at(points: torch.Tensor, stride: int) -> torch.Tensor:
     """The nine anchors at every point: float32 (K, 2) -> (9 K, 4); by ratio, then by scale."""
     sides = [(scale / math.sqrt(ratio), scale * math.sqrt(ratio)) for ratio in ANCHOR_RATIOS for scale in ANCHOR_SCALES]
     half = points.new_tensor(sides) * ANCHOR_SIDE * stride / 2
     return torch.cat([points[:, None] - half, points[:, None] + half], 2).flatten(0, 1)
 
 
-def decode_deltas(deltas, anchors):
+def decode_deltas(deltas: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """Boxes from anchors and deltas (Ren et al., "Faster R-CNN", arXiv 1506.01497, equation 2).
 
     Args:
@@ -271,11 +292,11 @@ def decode_deltas(deltas, anchors):
     """
     sides = anchors[..., 2:] - anchors[..., :2]
     centres = anchors[..., :2] + sides / 2 + deltas[..., :2] * sides
-    half = sides * deltas[..., 2:].clamp(max=MOST_GROWTH).exp() / 2
+    half = sides * deltas[..., 2:].clamp(max=MAX_LOG_GROWTH).exp() / 2
     return torch.cat([centres - half, centres + half], -1)
 
 
-def decode_distances(distances, points, levels):
+def decode_distances(distances: torch.Tensor, points: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Boxes from points and the distances to the left, top, right and bottom side (FSAF, section 3.2).
 
     Args:
@@ -286,7 +307,7 @@ def decode_distances(distances, points, levels):
     Returns:
         float (..., 4) px.
     """
-    reach = distances.clamp_min(LEAST_DISTANCE) * (DISTANCE_UNIT * FINEST_STRIDE * 2**levels)[..., None]
+    reach = distances.clamp_min(MIN_DISTANCE) * (DISTANCE_UNIT * FINEST_STRIDE * 2**levels)[..., None]
     return torch.cat([points - reach[..., :2], points + reach[..., 2:]], -1)
 
 
@@ -303,14 +324,26 @@ class FoCasNet(nn.Module):
         width: channels of the pyramid and the head.
         depth: convolutions of the head before its outputs.
 
-    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes (N, 4, P) px, logits (N, 1, P): the
-    places of the anchor-based branch, then of the anchor-free one, each from fine to coarse.
+    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes float32 (N, 4, P) as x0, y0, x1, y1
+    in px, logits (N, 1, P): the anchors, then the grid points of the anchor-free branch, each from fine to coarse.
 
     Raises:
         ValueError: unknown backbone, no level.
     """
 
-    def __init__(self, backbone=50, cbam=True, group_norm=True, hybrid=True, levels=5, width=256, depth=4):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        backbone: int = 50,
+        cbam: bool = True,
+        group_norm: bool = True,
+        hybrid: bool = True,
+        levels: int = 5,
+        width: int = 256,
+        depth: int = 4,
+    ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is not one of {', '.join(map(str, BACKBONES))}")
@@ -319,24 +352,26 @@ class FoCasNet(nn.Module):
         self.backbone = ResNet(backbone, 1 + min(levels, 3), cbam, group_norm)
         self.fpn = FPN(self.backbone.channels, width, levels)
         self.head = Head(width, depth, hybrid)
-        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def branches(self, x):
+    def branches(self, x: torch.Tensor) -> tuple[AnchorBased, AnchorFree | None]:
         """Raw outputs for the loss: `AnchorBased`, and `AnchorFree` or None."""
-        maps = self.fpn(self.backbone((x - self.mean) / self.deviation))
-        outputs = [torch.cat(each, 1) for each in zip(*map(self.head, maps), strict=True)]
-        strides = [FINEST_STRIDE << level for level in range(len(maps))]
-        points = [grid_points(*each.shape[2:], stride, x.device) for each, stride in zip(maps, strides, strict=True)]
-        anchors = torch.cat([anchors_at(*each) for each in zip(points, strides, strict=True)])
-        based = AnchorBased(*outputs[:2], anchors)
+        maps = self.fpn(self.backbone((x - self.mean) / self.std))
+        logits, deltas, *of_free = (torch.cat(each, 1) for each in zip(*map(self.head, maps), strict=True))
+        points, anchors, levels = [], [], []
+        for level, each in enumerate(maps):
+            stride = FINEST_STRIDE << level
+            points.append(grid_points(each.shape[2], each.shape[3], stride, x.device))
+            anchors.append(anchors_at(points[-1], stride))
+            levels.append(torch.full((len(points[-1]),), level, device=x.device))
+        based = AnchorBased(logits, deltas, torch.cat(anchors))
         if not self.head.hybrid:
             return based, None
-        levels = [torch.full((len(each),), level, device=x.device) for level, each in enumerate(points)]
-        return based, AnchorFree(*outputs[2:], torch.cat(points), torch.cat(levels))
+        free_logits, distances = of_free
+        return based, AnchorFree(free_logits, distances, torch.cat(points), torch.cat(levels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         based, free = self.branches(x)
         boxes, logits = [decode_deltas(based.deltas, based.anchors)], [based.logits]
         if free:

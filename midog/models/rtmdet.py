@@ -4,10 +4,14 @@ Lyu et al., "RTMDet: An Empirical Study of Designing Real-Time Object
 Detectors", arXiv 2212.07784: CSPNeXt backbone, CSPNeXt-PAFPN, and a head whose
 convolutions are shared over levels while its batch norms are not. Layers,
 widths and parameter names are those of mmdetection 3.3 (configs/rtmdet), so
-that its public checkpoints load strictly after `from_mmdetection`.
+that its public checkpoints load strictly after `from_mmdetection`. Written here
+from the paper and those configurations.
+
+Original code: open-mmlab/mmdetection, Apache-2.0, and so are its published weights.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,44 +29,44 @@ STAGES = ((64, 128, 3), (128, 256, 6), (256, 512, 6), (512, 1024, 3))  # channel
 BGR_MEAN = (103.53, 116.28, 123.675)
 BGR_STD = (57.375, 57.12, 58.395)
 HEAD_CONVOLUTIONS = 2
-PRIOR = 0.01  # probability of a figure at every place before training (Lin et al., arXiv 1708.02002, section 4.1)
+PRIOR = 0.01  # probability of a figure at every point before training (Lin et al., arXiv 1708.02002, section 4.1)
 
 
 class Conv(nn.Module):
     """Convolution without bias, batch norm, SiLU."""
 
-    def __init__(self, channels_in, channels, kernel=1, stride=1, groups=1):
+    def __init__(self, channels_in: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.bn(self.conv(x)))
 
 
 class SeparableConv(nn.Module):
     """Depth-wise 5x5, then 1x1."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.depthwise_conv = Conv(channels, channels, 5, groups=channels)
         self.pointwise_conv = Conv(channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.pointwise_conv(self.depthwise_conv(x))
 
 
 class CSPNeXtBlock(nn.Module):
     """3x3, depth-wise 5x5, 1x1; with `identity`, the input is added (paper, figure 3b)."""
 
-    def __init__(self, channels, identity):
+    def __init__(self, channels: int, identity: bool) -> None:
         super().__init__()
         self.conv1 = Conv(channels, channels, 3)
         self.conv2 = SeparableConv(channels)
         self.identity = identity
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv2(self.conv1(x))
         return out + x if self.identity else out
 
@@ -70,18 +74,18 @@ class CSPNeXtBlock(nn.Module):
 class ChannelAttention(nn.Module):
     """Each channel is scaled by a hard sigmoid of a linear map of all channels' means."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
 
 
 class CSPLayer(nn.Module):
     """Two 1x1 branches, one of them through blocks, joined by a 1x1; in the backbone, channel attention before it."""
 
-    def __init__(self, channels_in, channels, blocks, identity, attention):
+    def __init__(self, channels_in: int, channels: int, blocks: int, identity: bool, attention: bool) -> None:
         super().__init__()
         half = channels // 2
         self.main_conv = Conv(channels_in, half)
@@ -90,7 +94,7 @@ class CSPLayer(nn.Module):
         self.blocks = nn.Sequential(*(CSPNeXtBlock(half, identity) for _ in range(blocks)))
         self.attention = ChannelAttention(2 * half) if attention else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         joined = torch.cat([self.blocks(self.main_conv(x)), self.short_conv(x)], 1)
         return self.final_conv(self.attention(joined))
 
@@ -98,12 +102,12 @@ class CSPLayer(nn.Module):
 class SpatialPyramidPooling(nn.Module):
     """Max-pools of 5, 9 and 13 beside the map itself, between two 1x1."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = Conv(channels, channels // 2)
         self.conv2 = Conv(2 * channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv1(x)
         return self.conv2(torch.cat([x, *(F.max_pool2d(x, side, 1, side // 2) for side in (5, 9, 13))], 1))
 
@@ -111,7 +115,12 @@ class SpatialPyramidPooling(nn.Module):
 class CSPNeXt(nn.Module):
     """The backbone: float (N, 3, H, W) -> maps of stride 8, 16 and 32."""
 
-    def __init__(self, depth, width):
+    stage1: nn.Sequential
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
+
+    def __init__(self, depth: float, width: float) -> None:
         super().__init__()
         first = int(STAGES[0][0] * width)
         half = int(STAGES[0][0] * width // 2)
@@ -119,13 +128,13 @@ class CSPNeXt(nn.Module):
         for number, (channels_in, channels, blocks) in enumerate(STAGES, 1):
             channels_in, channels = int(channels_in * width), int(channels * width)
             last = number == len(STAGES)
-            layers = [Conv(channels_in, channels, 3, 2)]
+            layers: list[nn.Module] = [Conv(channels_in, channels, 3, 2)]
             if last:
                 layers.append(SpatialPyramidPooling(channels))
             layers.append(CSPLayer(channels, channels, max(round(blocks * depth), 1), not last, attention=True))
             self.add_module(f"stage{number}", nn.Sequential(*layers))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         fine = self.stage2(self.stage1(self.stem(x)))
         middle = self.stage3(fine)
         return fine, middle, self.stage4(middle)
@@ -134,11 +143,11 @@ class CSPNeXt(nn.Module):
 class CSPNeXtPAFPN(nn.Module):
     """The neck: down the pyramid and up again; three maps -> three maps of equal width."""
 
-    def __init__(self, channels, blocks):
+    def __init__(self, channels: Sequence[int], blocks: int) -> None:
         super().__init__()
         fine, middle, coarse = channels
 
-        def layer(channels_in, channels):
+        def layer(channels_in: int, channels: int) -> CSPLayer:
             return CSPLayer(channels_in, channels, blocks, identity=False, attention=False)
 
         self.reduce_layers = nn.ModuleList([Conv(coarse, middle), Conv(middle, fine)])
@@ -147,7 +156,7 @@ class CSPNeXtPAFPN(nn.Module):
         self.bottom_up_blocks = nn.ModuleList([layer(2 * fine, middle), layer(2 * middle, coarse)])
         self.out_convs = nn.ModuleList(Conv(each, fine, 3) for each in channels)
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         fine, middle, coarse = maps
         coarse = self.reduce_layers[0](coarse)
         middle = self.top_down_blocks[0](torch.cat([_twice(coarse), middle], 1))
@@ -158,40 +167,42 @@ class CSPNeXtPAFPN(nn.Module):
         return [conv(each) for conv, each in zip(self.out_convs, (fine, middle, coarse), strict=True)]
 
 
-def _twice(x):
+def _twice(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class RTMDetSepBNHead(nn.Module):
     """Class and box branches on three maps: shared convolutions, batch norms of each level's own.
 
-    Forward: three maps -> distances (N, 4, P) in px from each place to the box's left, top, right and bottom,
-    logits (N, classes, P); P counts the places of all maps, from fine to coarse, row by row.
+    Forward: three maps -> distances (N, 4, P) in px from each point of `grid_points` to the box's left, top,
+    right and bottom, logits (N, num_classes, P).
     """
 
-    def __init__(self, channels, classes, exponential):
+    def __init__(self, channels: int, num_classes: int, exponential: bool) -> None:
         super().__init__()
 
-        def branch():
+        def branch() -> nn.Sequential:
             return nn.Sequential(*(Conv(channels, channels, 3) for _ in range(HEAD_CONVOLUTIONS)))
 
         self.cls_convs = nn.ModuleList(branch() for _ in STRIDES)
         self.reg_convs = nn.ModuleList(branch() for _ in STRIDES)
         for branches in (self.cls_convs, self.reg_convs):
             for level in branches[1:]:
-                for shared, conv in zip(branches[0], level, strict=True):
+                for shared, conv in zip(branches[0].children(), level.children(), strict=True):
                     conv.conv = shared.conv
-        self.rtm_cls = nn.ModuleList(nn.Conv2d(channels, classes, 1) for _ in STRIDES)
+        self.rtm_cls = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for _ in STRIDES)
         self.rtm_reg = nn.ModuleList(nn.Conv2d(channels, 4, 1) for _ in STRIDES)
         self.exponential = exponential
-        for layer in (*self.rtm_cls, *self.rtm_reg):
-            nn.init.normal_(layer.weight, std=0.01)
-        for layer in self.rtm_cls:
-            nn.init.constant_(layer.bias, math.log(PRIOR / (1 - PRIOR)))
-        for layer in self.rtm_reg:  # boxes of two strides a side: one of no size has no gradient in the IoU loss
-            nn.init.constant_(layer.bias, 0.0 if exponential else 1.0)
+        # Boxes of two strides a side: one of no size has no gradient in the IoU loss.
+        biases = (self.rtm_cls, math.log(PRIOR / (1 - PRIOR))), (self.rtm_reg, 0.0 if exponential else 1.0)
+        for layers, bias in biases:
+            for name, parameter in layers.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.constant_(parameter, bias)
+                else:
+                    nn.init.normal_(parameter, std=0.01)
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         distances, logits = [], []
         for level, (x, stride) in enumerate(zip(maps, STRIDES, strict=True)):
             logits.append(self.rtm_cls[level](self.cls_convs[level](x)).flatten(2))
@@ -200,10 +211,11 @@ class RTMDetSepBNHead(nn.Module):
         return torch.cat(distances, 2), torch.cat(logits, 2)
 
 
-def places(height, width, device):
-    """Where each prediction of an image stands: float (2, P) x and y in px, and its stride (P,).
+def grid_points(height: int, width: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each prediction of an image stands: float32 (2, P) x and y in px, and its stride (P,) in px.
 
-    The first place is at (0, 0): mmdetection's points have offset 0, not half a cell.
+    Of all maps, from fine to coarse, row by row. The first is at (0, 0): mmdetection's points have offset 0, not half a
+    cell.
     """
     points, strides = [], []
     for stride in STRIDES:
@@ -219,12 +231,19 @@ class RTMDet(nn.Module):
 
     Args:
         size: "tiny", "s", "m", "l" or "x".
-        classes: outputs.
+        num_classes: outputs.
 
-    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes (N, 4, P) px, logits (N, classes, P).
+    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes float32 (N, 4, P) as x0, y0, x1, y1 in
+    px, logits (N, num_classes, P), where P counts the points of `grid_points`.
+
+    Raises:
+        ValueError: unknown size.
     """
 
-    def __init__(self, size, classes=1):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, size: str, num_classes: int = 1) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
@@ -232,19 +251,19 @@ class RTMDet(nn.Module):
         channels = [int(each * width) for each in (256, 512, 1024)]
         self.backbone = CSPNeXt(depth, width)
         self.neck = CSPNeXtPAFPN(channels, neck_blocks)
-        self.bbox_head = RTMDetSepBNHead(channels[0], classes, exponential)
+        self.bbox_head = RTMDetSepBNHead(channels[0], num_classes, exponential)
         self.register_buffer("mean", torch.tensor(BGR_MEAN)[:, None, None] / 255, persistent=False)
         self.register_buffer("std", torch.tensor(BGR_STD)[:, None, None] / 255, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = ((x.flip(1) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         distances, logits = self.bbox_head(self.neck(self.backbone(x)))
-        points, _ = places(*x.shape[2:], x.device)
+        points, _ = grid_points(x.shape[2], x.shape[3], x.device)
         left_top, right_bottom = distances.float().chunk(2, 1)
         return torch.cat([points - left_top, points + right_bottom], 1), logits
 
 
-def from_mmdetection(state):
+def from_mmdetection(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict of mmdetection's RTMDet -> one of `RTMDet`.
 
     Args:

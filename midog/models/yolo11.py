@@ -6,16 +6,23 @@ The improved form: Xiao, Lyu and Liu, "A Two-Stage Strategy for Mitosis
 Detection Using Improved YOLO11x Proposals and ConvNeXt Classification",
 arXiv 2509.02627: the three output blocks of the neck are C3k2_LSConv, the
 attention of C2PSA is EMA attention, and EMA attention stands before each input
-of the detection head. Written here because importing Ultralytics costs more
-than the forward of a small network.
+of the detection head. Written here, from the papers, because importing
+Ultralytics costs more than the forward of a small network.
+
+Original code: ultralytics/ultralytics, AGPL-3.0, and so are its published
+weights; xxiao0304/MIDOG-2025-Track-1-of-SZTU for the improved form, licence
+not stated.
 """
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from midog.models.attention import EMAAttention, LSConv
 
-SCALES = {  # depth, width, most channels
+SCALES = {  # depth, width, largest number of channels
     "n": (0.50, 0.25, 1024),
     "s": (0.50, 0.50, 1024),
     "m": (0.50, 1.00, 512),
@@ -31,33 +38,35 @@ BINS = 16  # of the distance from an anchor point to each side of a box, in stri
 class Conv(nn.Module):
     """Convolution without bias, batch norm, SiLU."""
 
-    def __init__(self, channels_in, channels, kernel=1, stride=1, groups=1, act=True):
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
         self.act = nn.SiLU(inplace=True) if act else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.bn(self.conv(x)))
 
 
 class Bottleneck(nn.Module):
     """Two 3x3 convolutions and the input added; with `lsconv`, the second one is an LSConv."""
 
-    def __init__(self, channels, expansion, lsconv=False):
+    def __init__(self, channels: int, expansion: float, lsconv: bool = False) -> None:
         super().__init__()
         hidden = int(channels * expansion)
         self.cv1 = Conv(channels, hidden, 3)
         self.cv2 = LSConv(channels) if lsconv else Conv(hidden, channels, 3)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.cv2(self.cv1(x))
 
 
 class C3k(nn.Module):
     """Two 1x1 branches, one of them through two bottlenecks, joined by a 1x1."""
 
-    def __init__(self, channels, lsconv=False):
+    def __init__(self, channels: int, lsconv: bool = False) -> None:
         super().__init__()
         hidden = channels // 2
         self.cv1 = Conv(channels, hidden)
@@ -65,7 +74,7 @@ class C3k(nn.Module):
         self.cv3 = Conv(2 * hidden, channels)
         self.m = nn.Sequential(*(Bottleneck(hidden, 1.0, lsconv) for _ in range(2)))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], 1))
 
 
@@ -76,14 +85,21 @@ class C3k2(nn.Module):
         block: makes a block from its width: `Bottleneck` or `C3k`.
     """
 
-    def __init__(self, channels_in, channels, depth, block, expansion=0.5):
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        depth: int,
+        block: Callable[[int], nn.Module],
+        expansion: float = 0.5,
+    ) -> None:
         super().__init__()
         hidden = int(channels * expansion)
         self.cv1 = Conv(channels_in, 2 * hidden)
         self.cv2 = Conv((2 + depth) * hidden, channels)
         self.m = nn.ModuleList(block(hidden) for _ in range(depth))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = list(self.cv1(x).chunk(2, 1))
         for block in self.m:
             parts.append(block(parts[-1]))
@@ -97,13 +113,13 @@ class SPPF(nn.Module):
     where it builds YOLO11 from its own YAML.
     """
 
-    def __init__(self, channels, act):
+    def __init__(self, channels: int, act: bool) -> None:
         super().__init__()
         self.cv1 = Conv(channels, channels // 2, act=act)
         self.cv2 = Conv(2 * channels, channels)
         self.m = nn.MaxPool2d(5, stride=1, padding=2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [self.cv1(x)]
         for _ in range(3):
             parts.append(self.m(parts[-1]))
@@ -111,9 +127,9 @@ class SPPF(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all places of a map, with a depth-wise 3x3 for position."""
+    """Multi-head self-attention over all positions of a map, with a depth-wise 3x3 for position."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = max(channels // 64, 1)
         self.value_width = channels // self.heads
@@ -122,24 +138,24 @@ class Attention(nn.Module):
         self.proj = Conv(channels, channels, act=False)
         self.pe = Conv(channels, channels, 3, groups=channels, act=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
         qkv = self.qkv(x).view(n, self.heads, 2 * self.key_width + self.value_width, height * width)
         query, key, value = qkv.split([self.key_width, self.key_width, self.value_width], 2)
-        share = (query.transpose(2, 3) @ key * self.key_width**-0.5).softmax(3)
-        attended = (value @ share.transpose(2, 3)).view_as(x)
+        weights = (query.transpose(2, 3) @ key * self.key_width**-0.5).softmax(3)
+        attended = (value @ weights.transpose(2, 3)).view_as(x)
         return self.proj(attended + self.pe(value.reshape(n, channels, height, width)))
 
 
 class PSABlock(nn.Module):
     """x + attention(x), then x + two 1x1 convolutions of x; with `ema`, the attention is EMA attention."""
 
-    def __init__(self, channels, ema):
+    def __init__(self, channels: int, ema: bool) -> None:
         super().__init__()
         self.attn = EMAAttention(channels) if ema else Attention(channels)
         self.ffn = nn.Sequential(Conv(channels, 2 * channels), Conv(2 * channels, channels, act=False))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(x)
         return x + self.ffn(x)
 
@@ -147,41 +163,47 @@ class PSABlock(nn.Module):
 class C2PSA(nn.Module):
     """A 1x1 split in two, attention blocks on one half, joined by a 1x1."""
 
-    def __init__(self, channels, depth, ema):
+    def __init__(self, channels: int, depth: int, ema: bool) -> None:
         super().__init__()
         self.cv1 = Conv(channels, channels)
         self.cv2 = Conv(channels, channels)
         self.m = nn.Sequential(*(PSABlock(channels // 2, ema) for _ in range(depth)))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, second = self.cv1(x).chunk(2, 1)
         return self.cv2(torch.cat([first, self.m(second)], 1))
 
 
 class DistanceExpectation(nn.Module):
-    """Softmax over the bins of each side, and its expectation; the weights are the bins' numbers."""
+    """Softmax over the bins of each side, and its expectation; the weights are the bins' numbers.
 
-    def __init__(self):
+    Forward: float (N, 4 BINS, P) -> float32 (N, 4, P), strides.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(BINS, 1, 1, bias=False)
         self.conv.weight = nn.Parameter(torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1), False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, _, points = x.shape
-        return self.conv(x.view(n, 4, BINS, points).transpose(1, 2).softmax(1)).view(n, 4, points)
+        # In the weights' type, because half precision cannot tell a pixel from its neighbour across a tile.
+        with torch.autocast(x.device.type, enabled=False):
+            bins = x.to(self.conv.weight.dtype).view(n, 4, BINS, points).transpose(1, 2).softmax(1)
+            return self.conv(bins).view(n, 4, points)
 
 
 class Detect(nn.Module):
     """Box and class branches on three maps.
 
-    Forward: three maps -> boxes (N, 4, P) as x0, y0, x1, y1 in px, class logits (N, classes, P), where P
-    counts the places of all maps, from fine to coarse, row by row.
+    Forward: three maps -> boxes float32 (N, 4, P) as x0, y0, x1, y1 in px, class logits (N, num_classes, P), where P
+    counts the points of `grid_points`.
     """
 
-    def __init__(self, classes, channels):
+    def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
         super().__init__()
         box_width = max(16, channels[0] // 4, 4 * BINS)
-        class_width = max(channels[0], min(classes, 100))
+        class_width = max(channels[0], min(num_classes, 100))
         self.cv2 = nn.ModuleList(
             nn.Sequential(Conv(c, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, 4 * BINS, 1))
             for c in channels
@@ -190,31 +212,33 @@ class Detect(nn.Module):
             nn.Sequential(
                 nn.Sequential(Conv(c, c, 3, groups=c), Conv(c, class_width)),
                 nn.Sequential(Conv(class_width, class_width, 3, groups=class_width), Conv(class_width, class_width)),
-                nn.Conv2d(class_width, classes, 1),
+                nn.Conv2d(class_width, num_classes, 1),
             )
             for c in channels
         )
         self.dfl = DistanceExpectation()
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         distances = torch.cat([branch(x).flatten(2) for branch, x in zip(self.cv2, maps, strict=True)], 2)
         logits = torch.cat([branch(x).flatten(2) for branch, x in zip(self.cv3, maps, strict=True)], 2)
-        points, strides = self._points(maps)
+        points, strides = grid_points(maps)
         left_top, right_bottom = self.dfl(distances).chunk(2, 1)
         return torch.cat([points - left_top, points + right_bottom], 1) * strides, logits
 
-    @staticmethod
-    def _points(maps):
-        """Anchor points (2, P) in strides, half a cell in, and the stride of each (P,)."""
-        points, strides = [], []
-        for x, stride in zip(maps, STRIDES, strict=True):
-            height, width = x.shape[2:]
-            row = torch.arange(height, device=x.device, dtype=x.dtype) + 0.5
-            column = torch.arange(width, device=x.device, dtype=x.dtype) + 0.5
-            y, x_place = torch.meshgrid(row, column, indexing="ij")
-            points.append(torch.stack([x_place.flatten(), y.flatten()]))
-            strides.append(x.new_full((height * width,), stride))
-        return torch.cat(points, 1), torch.cat(strides)
+
+def grid_points(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each prediction of three maps stands: x and y in strides, half a cell in, and the stride in px.
+
+    Returns:
+        float32 (2, P) and (P,): of all maps, from fine to coarse, row by row.
+    """
+    points, strides = [], []
+    for each, stride in zip(maps, STRIDES, strict=True):
+        rows, columns = (torch.arange(side, device=each.device) + 0.5 for side in each.shape[2:])
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        points.append(torch.stack([x.flatten(), y.flatten()]))
+        strides.append(torch.full((x.numel(),), float(stride), device=each.device))
+    return torch.cat(points, 1), torch.cat(strides)
 
 
 class YOLO11(nn.Module):
@@ -222,38 +246,48 @@ class YOLO11(nn.Module):
 
     Args:
         scale: "n", "s", "m", "l" or "x".
-        classes: outputs.
+        num_classes: outputs.
         lsconv: layers among `OUTPUT_BLOCKS` that are C3k2_LSConv. All three are the paper's text; (22,) is
             the authors' YAML as it builds.
         ema: EMA attention inside C2PSA and before each input of the head.
         sppf_act: see `SPPF`.
 
-    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes (N, 4, P) px, logits (N, classes, P).
+    Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes float32 (N, 4, P) px, logits
+    (N, num_classes, P), see `Detect`.
+
+    Raises:
+        ValueError: unknown scale, or a layer that cannot be C3k2_LSConv.
     """
 
-    def __init__(self, scale, classes=1, lsconv=(), ema=False, sppf_act=True):
+    def __init__(
+        self,
+        scale: str,
+        num_classes: int = 1,
+        lsconv: Collection[int] = (),
+        ema: bool = False,
+        sppf_act: bool = True,
+    ) -> None:
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
         if not set(lsconv) <= set(OUTPUT_BLOCKS):
             raise ValueError(f"lsconv layers {list(lsconv)} are not among {', '.join(map(str, OUTPUT_BLOCKS))}")
-        depth_factor, width_factor, most = SCALES[scale]
+        depth_factor, width_factor, max_channels = SCALES[scale]
         depth = max(round(2 * depth_factor), 1)
         always_c3k = scale in "mlx"  # Ultralytics' builder does so, whatever its YAML says
+        plain = partial(Bottleneck, expansion=0.5)
 
-        def width(channels):
-            return -(-int(min(channels, most) * width_factor) // 8) * 8
+        def width(channels: int) -> int:
+            return -(-int(min(channels, max_channels) * width_factor) // 8) * 8
 
-        def c3k2(channels_in, channels, c3k, expansion=0.5):
-            block = C3k if c3k or always_c3k else lambda hidden: Bottleneck(hidden, 0.5)
-            return C3k2(channels_in, width(channels), depth, block, expansion)
+        def c3k2(channels_in: int, channels: int, c3k: bool, expansion: float = 0.5) -> C3k2:
+            return C3k2(channels_in, width(channels), depth, C3k if c3k or always_c3k else plain, expansion)
 
-        def output_block(layer, channels_in, channels, c3k):
+        def output_block(layer: int, channels_in: int, channels: int, c3k: bool) -> nn.Module:
             if layer in lsconv:
-                block = C3k2(channels_in, width(channels), depth, lambda hidden: C3k(hidden, lsconv=True))
+                block = C3k2(channels_in, width(channels), depth, partial(C3k, lsconv=True))
             elif lsconv:  # as the authors' YAML builds: a renamed block escapes the builder's rule above
-                plain = C3k if c3k else lambda hidden: Bottleneck(hidden, 0.5)
-                block = C3k2(channels_in, width(channels), depth, plain)
+                block = C3k2(channels_in, width(channels), depth, C3k if c3k else plain)
             else:
                 block = c3k2(channels_in, channels, c3k)
             return nn.Sequential(block, EMAAttention(width(channels))) if ema else block
@@ -284,11 +318,11 @@ class YOLO11(nn.Module):
                 Conv(w512, w512, 3, 2),
                 nn.Identity(),  # 21: joins 20 and 10
                 output_block(22, w512 + w1024, 1024, True),
-                Detect(classes, (w256, w512, w1024)),
+                Detect(num_classes, (w256, w512, w1024)),
             ]
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self.model
         for i in range(5):
             x = layer[i](x)

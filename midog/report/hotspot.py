@@ -9,9 +9,13 @@ Places are int64 nm from the outer corner of the image's first pixel, so that no
 window's edge counts, and the count is the largest of all windows, not the largest on a grid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from midog.images.slide import Slide
 
 LONG_NM, SHORT_NM = 1_777_639, 1_333_229  # 2.37 mm2
 NM_PER_MM = 1_000_000
@@ -33,31 +37,31 @@ class Hotspot:
     count: int
 
     @property
-    def area_mm2(self):
+    def area_mm2(self) -> float:
         return self.width * self.height / NM_PER_MM**2
 
     @property
-    def density(self):
+    def density(self) -> float:
         """Figures per mm2."""
         return self.count / self.area_mm2
 
-    def holds(self, places):
+    def holds(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool (N,): which of int64 (N, 2) nm lie inside, edges included."""
         start = np.array([self.left, self.top])
-        return ((places >= start) & (places <= start + (self.width, self.height))).all(axis=1)
+        return np.asarray(((places >= start) & (places <= start + (self.width, self.height))).all(axis=1))
 
-    def box_px(self, slide):
+    def box_px(self, slide: Slide) -> NDArray[np.float64]:
         """float64 (4,): left, top, right, bottom in px from the outer corner of the slide's first pixel."""
         corners = np.array([self.left, self.top, self.left + self.width, self.top + self.height])
         return corners / np.tile(np.array(slide.um_per_px) * 1000, 2)
 
 
-def places_nm(slide, places):
+def places_nm(slide: Slide, places: ArrayLike) -> NDArray[np.int64]:
     """Level-0 px (N, 2), a pixel's centre at integers -> int64 (N, 2) nm from the outer corner of the first pixel."""
     return np.rint((np.asarray(places) + 0.5) * np.array(slide.um_per_px) * 1000).astype(np.int64)
 
 
-def find_hotspot(places, size):
+def find_hotspot(places: NDArray[np.int64], size: Sequence[int] | NDArray[np.int64]) -> Hotspot | None:
     """The window with the most figures; of equal ones the larger, then the lying one, then the one furthest left.
 
     A window that leaves the image can be pushed back inside without losing a figure, because there are none outside:
@@ -70,15 +74,16 @@ def find_hotspot(places, size):
     Returns:
         `Hotspot`, or None without figures.
     """
-    size = np.array(size, np.int64)
-    places = places[((places >= 0) & (places <= size)).all(axis=1)]
+    limits = np.array(size, np.int64)
+    places = places[((places >= 0) & (places <= limits)).all(axis=1)]
     if len(places) == 0:
         return None
-    windows = [_fullest(places, size, np.minimum(sides, size)) for sides in ((LONG_NM, SHORT_NM), (SHORT_NM, LONG_NM))]
+    shapes = (LONG_NM, SHORT_NM), (SHORT_NM, LONG_NM)
+    windows = [_fullest(places, limits, np.minimum(sides, limits)) for sides in shapes]
     return max(windows, key=lambda window: (window.count, window.area_mm2))
 
 
-def _fullest(places, size, sides):
+def _fullest(places: NDArray[np.int64], size: NDArray[np.int64], sides: NDArray[np.int64]) -> Hotspot:
     """The `Hotspot` of one shape, with its figures in the middle as far as the image's edges allow."""
     corner = _fullest_corner(places, sides)
     held = places[((places <= corner) & (places >= corner - sides)).all(axis=1)]
@@ -89,7 +94,7 @@ def _fullest(places, size, sides):
     return Hotspot(left, top, width, height, int(window.holds(places).sum()))
 
 
-def _fullest_corner(places, sides):
+def _fullest_corner(places: NDArray[np.int64], sides: NDArray[np.int64]) -> NDArray[np.int64]:
     """The right and lower edge, nm, of a window with the most places.
 
     Any window can be pushed left and up until a figure lies on its right and one on its lower edge, without losing one.
@@ -102,7 +107,8 @@ def _fullest_corner(places, sides):
     firsts = np.searchsorted(edges, places[:, 1]).tolist()  # the lower edges that have a figure in their window
     ends = np.searchsorted(edges, places[:, 1] + height, side="right").tolist()
     columns = places[:, 0].tolist()  # lists, because one by one Python's own numbers are several times faster
-    tree, oldest, most, corner = _PrefixTree(len(edges) + 1), 0, 0, None
+    tree, oldest, most = _PrefixTree(len(edges) + 1), 0, 0
+    corner: tuple[int, int] = (0, 0)
     for number, right in enumerate(columns):
         while columns[oldest] < right - width:
             tree.add(firsts[oldest], -1)
@@ -112,7 +118,7 @@ def _fullest_corner(places, sides):
         tree.add(ends[number], -1)
         if tree.most[1] > most:
             most = tree.most[1]
-            corner = right, edges[tree.place_of_most()]
+            corner = right, int(edges[tree.place_of_most()])
     return np.array(corner, np.int64)
 
 
@@ -122,12 +128,12 @@ class _PrefixTree:
     A figure that counts from slot a to slot b is +1 at a and -1 behind b: the sum up to a slot is what counts there.
     """
 
-    def __init__(self, length):
+    def __init__(self, length: int) -> None:
         self.leaves = 1 << max(length - 1, 1).bit_length()
         self.total = [0] * (2 * self.leaves)  # node 1 is the root, 2 n and 2 n + 1 are below node n
         self.most = [0] * (2 * self.leaves)
 
-    def add(self, place, amount):
+    def add(self, place: int, amount: int) -> None:
         total, most = self.total, self.most
         node = place + self.leaves
         total[node] += amount
@@ -140,7 +146,7 @@ class _PrefixTree:
             most[node] = in_left if in_left >= in_right else in_right
             node >>= 1
 
-    def place_of_most(self):
+    def place_of_most(self) -> int:
         """The first place where the sum from the beginning is `most[1]`."""
         node = 1
         while node < self.leaves:

@@ -6,30 +6,33 @@ are read.
 """
 
 import base64
-import html
 import io
-import json
-import string
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from midog.report.density import COLOURS as DENSITY_COLOURS
-from midog.report.density import KERNEL_MM, density_map, density_picture, paint, scale_top
-from midog.report.export import (
-    COLOURS,
-    HOTSPOT_COLOUR,
-    REJECTED,
-    candidate_table,
-    class_name,
-    figures_csv,
-    figures_geojson,
-    write_file,
-)
+from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detections
+from midog.files import write_file
+from midog.images.slide import Slide
+from midog.report.canvas import HOTSPOT_COLOUR
+from midog.report.density import COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
+from midog.report.export import figures_csv, figures_geojson
 from midog.report.gallery import FIELD_UM, cut_crops, gallery
-from midog.report.hotspot import NM_PER_MM, find_hotspot, places_nm
+from midog.report.hotspot import NM_PER_MM, Hotspot, find_hotspot, places_nm
 from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, area_mm2, outside_warning, overlay
+from midog.report.proportion import wilson_interval
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parent / "templates"
 JPEG_QUALITY = 82
 OPERATING_POINT = 0.5  # of what is written to the platform
 NAMES = ("overlay.png", "gallery.png", "density.png", "figures.csv", "figures.geojson", "report.html")
@@ -54,21 +57,48 @@ ATYPICAL_DEFINITION = (
 )
 
 
-class _Page(string.Template):
-    delimiter = "%%"
+@dataclass(frozen=True, eq=False)
+class _Report:
+    """What the page says.
+
+    Attributes:
+        found: N candidates, best first, in px of the slide.
+        in_hotspot: bool (N,), which lie in the window, accepted or not.
+        view: overview, uint8 (height, width, 3).
+        density: RGB, as `paint` makes it, and the number at which its colours end.
+        crops: of the first candidates.
+        system, atypical_system: what found and what classified the figures, as far as known.
+    """
+
+    slide: Slide
+    title: str
+    found: Detections
+    hotspot: Hotspot | None
+    in_hotspot: NDArray[np.bool_]
+    view: NDArray[np.uint8]
+    density: "tuple[Image.Image, float]"
+    crops: list[NDArray[np.uint8]]
+    system: str | None
+    atypical_system: str | None
 
 
-def write_report(slide, result, folder, title, warn, log, system=None, classify_figures=None):
+def write_report(
+    slide: Slide,
+    found: Detections,
+    folder: Path,
+    title: str,
+    system: str | None = None,
+    classify_figures: Callable[[Slide, Detections], tuple[Detections, str]] | None = None,
+) -> Path:
     """Write overlay, gallery, density map, CSV, GeoJSON and the page.
 
     Args:
-        slide: `midog.slide.Slide` that the result belongs to.
-        result: Track 1's, already checked.
+        slide: what the candidates were found on.
+        found: in any order.
         folder: exists and can be written.
         title: the image's name.
-        warn, log: called with one line each.
         system: what made the result, where that is known.
-        classify_figures: `midog.atypical.classify_figures`, or None; its module needs PyTorch, the rest does not.
+        classify_figures: gives P(atypical) to the accepted ones and names its system; or None.
 
     Returns:
         The page's path.
@@ -76,167 +106,177 @@ def write_report(slide, result, folder, title, warn, log, system=None, classify_
     Raises:
         UserError: the slide's pixels cannot be decoded; the disk refuses a file.
     """
-    table = candidate_table(slide, result)
-    if warning := outside_warning(slide, table, title):
-        warn(warning)
-    places = places_nm(slide, table["place"])
+    found = found.on_grid(slide.um_per_px, slide.origin_mm).best_first()
+    if warning := outside_warning(slide, found, title):
+        logger.warning(warning)
+    places = places_nm(slide, found.centres)
     size = np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
-    accepted = table["accepted"]
-    hotspot = find_hotspot(places[accepted], size)
-    if hotspot:
-        table["in_hotspot"] = hotspot.holds(places)
+    hotspot = find_hotspot(places[found.accepted], size)
+    in_hotspot = hotspot.holds(places) if hotspot else np.zeros(len(found), bool)
     atypical_system = None
     if classify_figures:
-        table["atypical"][accepted], atypical_system = classify_figures(slide, table["place"][accepted], warn, log)
+        found, atypical_system = classify_figures(slide, found)
 
     view = slide.overview(LONGEST_SIDE)
-    density = density_map(places[accepted] / NM_PER_MM, size / NM_PER_MM)
+    density = density_map(places[found.accepted] / NM_PER_MM, size / NM_PER_MM)
     top = scale_top(density)
     painted = paint(density / top)
-    crops = cut_crops(slide, table)
+    crops = cut_crops(slide, found)
     um_per_px = slide.um_per_px[0] * slide.size[0] / view.shape[1]
+    report = _Report(slide, title, found, hotspot, in_hotspot, view, (painted, top), crops, system, atypical_system)
 
-    write_file(folder / "overlay.png", overlay(slide, view, table, hotspot, title))
-    write_file(folder / "gallery.png", gallery(crops, table, title))
+    write_file(folder / "overlay.png", overlay(slide, view, found, hotspot, title))
+    write_file(folder / "gallery.png", gallery(crops, found, title))
     write_file(folder / "density.png", density_picture(view, um_per_px, painted, top, title))
-    write_file(folder / "figures.csv", figures_csv(table, bool(classify_figures)))
-    write_file(folder / "figures.geojson", figures_geojson(slide, table, hotspot))
-    page = _page(slide, view, table, hotspot, painted, top, crops, title, system, atypical_system)
-    path = write_file(folder / "report.html", page)
-    found = f"{hotspot.count} in {hotspot.area_mm2:.3g} mm2" if hotspot else "none"
-    log(f"mitotic figures {accepted.sum()}, hotspot {found}")
-    log(f"report {path}, with {', '.join(NAMES[:-1])} beside it")
+    write_file(folder / "figures.csv", figures_csv(found, in_hotspot, bool(classify_figures)))
+    write_file(folder / "figures.geojson", figures_geojson(slide, found, hotspot))
+    path = write_file(folder / "report.html", _page(report))
+    most = f"{hotspot.count} in {hotspot.area_mm2:.3g} mm2" if hotspot else "none"
+    logger.info("mitotic figures %d, hotspot %s", found.accepted.sum(), most)
+    logger.info("report %s, with %s beside it", path, ", ".join(NAMES[:-1]))
     return path
 
 
-def _page(slide, view, table, hotspot, painted, top, crops, title, system, atypical_system):
+def _page(report: _Report) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from PIL import Image
 
-    facts = [("Image", title), ("Size", "{} × {} px".format(*slide.size))]
-    facts.append(("Resolution", "{:.4g} × {:.4g} µm/px".format(*slide.um_per_px)))
-    facts += [("System", system)] * bool(system) + [("Subtypes", atypical_system)] * bool(atypical_system)
-    definitions = DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if atypical_system else {})
-    template = _Page((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=html.escape(title),
-        facts="".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts),
-        tiles="".join(_tile(*tile) for tile in _headline(slide, table, hotspot, atypical_system)),
-        definitions="".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in definitions.items()),
-        figure_label="normal mitotic figure" if atypical_system else "mitotic figure",
-        width=view.shape[1],
-        height=view.shape[0],
-        overview=_data_url(Image.fromarray(view), "JPEG"),
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    painted, top = report.density
+    shown, count = len(report.crops), len(report.found)
+    return environment.get_template("report.html").render(
+        title=report.title,
+        facts=_facts(report),
+        tiles=_tiles(report),
+        definitions=DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if report.atypical_system else {}),
+        figure_label=NORMAL if report.atypical_system else FIGURE,
+        width=report.view.shape[1],
+        height=report.view.shape[0],
+        overview=_data_url(Image.fromarray(report.view), "JPEG"),
         density=_data_url(painted, "PNG"),
         density_top=f"{top:g}",
+        density_colours=COLOUR_SCALE,
         kernel_mm=f"{KERNEL_MM:g}",
-        window=_window(slide, hotspot),
-        density_gradient=", ".join(DENSITY_COLOURS),
-        cards="".join(_card(number, crop, row) for number, (crop, row) in enumerate(zip(crops, table, strict=False))),
-        not_shown=f"The {len(crops)} most probable of {len(table):,} candidates." if len(table) > len(crops) else "",
+        window=_window_style(report.slide, report.hotspot),
+        cards=_cards(report),
+        not_shown=f"The {shown} most probable of {count:,} candidates." if count > shown else "",
         field_um=f"{FIELD_UM:g}",
-        data=json.dumps(_data(slide, table, hotspot), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=_data(report),
     )
 
 
-def _headline(slide, table, hotspot, atypical_system):
+def _facts(report: _Report) -> Iterator[tuple[str, str]]:
+    """What the page is about, by name."""
+    yield "Image", report.title
+    yield "Size", "{} × {} px".format(*report.slide.size)
+    yield "Resolution", "{:.4g} × {:.4g} µm/px".format(*report.slide.um_per_px)
+    if report.system:
+        yield "System", report.system
+    if report.atypical_system:
+        yield "Subtypes", report.atypical_system
+
+
+def _tiles(report: _Report) -> Iterator[tuple[str, str, str]]:
     """(name, number, what it means) of every figure on top of the page."""
-    accepted, area = int(table["accepted"].sum()), area_mm2(slide)
-    yield "Mitotic figures", f"{accepted:,}", f"accepted, of {len(table):,} candidates"
+    accepted, area, hotspot = int(report.found.accepted.sum()), area_mm2(report.slide), report.hotspot
+    yield "Mitotic figures", f"{accepted:,}", f"accepted, of {len(report.found):,} candidates"
     yield "Per mm², whole image", _short(accepted / area), f"{area:.3g} mm², glass included"
     if hotspot:
         width, height = hotspot.width / NM_PER_MM, hotspot.height / NM_PER_MM
         left, upper = hotspot.left / NM_PER_MM, hotspot.top / NM_PER_MM
         yield "Hotspot", f"{hotspot.count:,}", f"in {hotspot.area_mm2:.3g} mm² ({width:.3f} × {height:.3f}\u00a0mm)"
-        corner = "{:.0f}, {:.0f}\u00a0px".format(*hotspot.box_px(slide)[:2])
+        corner = "{:.0f}, {:.0f}\u00a0px".format(*hotspot.box_px(report.slide)[:2])
         yield "Per mm², hotspot", _short(hotspot.density), f"starts at {left:.3f}, {upper:.3f} mm ({corner})"
     else:
         yield "Hotspot", "none", "no mitotic figure was accepted"
-    if atypical_system and accepted:
-        from midog.atypical import wilson_interval
-
-        atypical = int((table["atypical"] >= OPERATING_POINT).sum())
+    if report.atypical_system and accepted:
+        atypical = report.found.class_names.count(ATYPICAL)
         low, high = wilson_interval(atypical, accepted)
-        said = f"{atypical:,} of {accepted:,}; 95 % interval {100 * low:.0f} to {100 * high:.0f}\u00a0%"
-        yield "Atypical", f"{100 * atypical / accepted:.0f} %", said
+        meaning = f"{atypical:,} of {accepted:,}; 95 % interval {100 * low:.0f} to {100 * high:.0f}\u00a0%"
+        yield "Atypical", f"{100 * atypical / accepted:.0f} %", meaning
 
 
-def _short(number):
+def _short(number: float) -> str:
     """Three significant digits, never an exponent."""
     return f"{float(f'{number:.3g}'):,g}"
 
 
-def _window(slide, hotspot):
-    """The hotspot as an element that lies over a picture of the slide."""
+def _window_style(slide: Slide, hotspot: Hotspot | None) -> str:
+    """Where the hotspot lies over any picture of the slide, as CSS; empty without one."""
     if not hotspot:
         return ""
     left, top, right, bottom = 100 * hotspot.box_px(slide) / np.tile(slide.size, 2)
-    place = f"left:{left:.3f}%;top:{top:.3f}%;width:{right - left:.3f}%;height:{bottom - top:.3f}%"
-    return f'<div class="window" style="{place}"></div>'
+    return f"left:{left:.3f}%;top:{top:.3f}%;width:{right - left:.3f}%;height:{bottom - top:.3f}%"
 
 
-def _tile(name, number, meaning):
-    return f'<div class="tile"><h3>{name}</h3><p class="number">{number}</p><p>{meaning}</p></div>'
-
-
-def _card(number, crop, row):
-    """A candidate of the gallery; `number` from 0, as in the page's data."""
+def _cards(report: _Report) -> Iterator[dict[str, object]]:
+    """The candidates of the gallery; `number` from 0, as in the page's data."""
     from PIL import Image
 
-    subtype = ""
-    if not np.isnan(row["atypical"]):
-        name = class_name(row).split()[0]
-        subtype = f'<span class="subtype {name}">P(atypical) {row["atypical"]:.2f}</span>'
-    x, y = row["place"]
-    label = "rejected" if class_name(row) == REJECTED else "accepted"
-    return (
-        f'<figure class="card {label}" data-number="{number}" tabindex="0">'
-        f'<img src="{_data_url(Image.fromarray(crop), "JPEG")}" alt="candidate {number + 1}" '
-        'loading="lazy" decoding="async">'
-        f'<figcaption><b>{number + 1}</b><span class="p">{row["probability"]:.3f}</span>{subtype}'
-        f'<span class="verdict">{label}</span><span class="place">{x:.0f}, {y:.0f} px</span></figcaption></figure>\n'
-    )
+    found = report.found[: len(report.crops)]
+    for number, (crop, name) in enumerate(zip(report.crops, found.class_names, strict=True)):
+        x, y = found.centres[number].tolist()
+        yield {
+            "number": number,
+            "crop": _data_url(Image.fromarray(crop), "JPEG"),
+            "verdict": "rejected" if name == REJECTED else "accepted",
+            "probability": found.probabilities[number],
+            "subtype": {ATYPICAL: "atypical", NORMAL: "normal"}.get(name),
+            "atypical": found.atypical[number],
+            "x": x,
+            "y": y,
+        }
 
 
-def _data(slide, table, hotspot):
+def _data(report: _Report) -> dict[str, Any]:
     """What the page's script draws and counts, a list a column."""
-    accepted, probability = table["accepted"], table["probability"]
-    columns = {
-        "x": table["place"][:, 0].round(1).tolist(),
-        "y": table["place"][:, 1].round(1).tolist(),
-        "xmm": table["place_mm"][:, 0].round(4).tolist(),
-        "ymm": table["place_mm"][:, 1].round(4).tolist(),
-        "p": probability.round(6).tolist(),
-        "accepted": accepted.astype(int).tolist(),
-        "hot": table["in_hotspot"].astype(int).tolist(),
-        "atypical": [None if np.isnan(value) else round(float(value), 3) for value in table["atypical"]],
-    }
+    slide, found, hotspot = report.slide, report.found, report.hotspot
+    (x, y), (x_mm, y_mm) = found.centres.T.round(1), found.points_mm.T.round(4)
     um_per_px = float(np.mean(slide.um_per_px))
-    return columns | {
+    return {
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "xmm": x_mm.tolist(),
+        "ymm": y_mm.tolist(),
+        "p": found.probabilities.round(6).tolist(),
+        "accepted": found.accepted.astype(int).tolist(),
+        "hot": report.in_hotspot.astype(int).tolist(),
+        "atypical": [None if np.isnan(value) else round(value, 3) for value in found.atypical.tolist()],
         "size": slide.size,
         "umPerPx": slide.um_per_px,
-        "threshold": _threshold(table),
+        "threshold": _threshold(found),
         "areaMm2": area_mm2(slide),
         "hotspot": hotspot and hotspot.box_px(slide).round(1).tolist(),
         "hotspotMm2": hotspot and hotspot.area_mm2,
-        "radii": {"accepted": RADIUS_UM["mitotic figure"] / um_per_px, "rejected": RADIUS_UM[REJECTED] / um_per_px},
+        "radii": {"accepted": RADIUS_UM[FIGURE] / um_per_px, "rejected": RADIUS_UM[REJECTED] / um_per_px},
         "colours": {
-            "accepted": COLOURS["mitotic figure"],
+            "accepted": COLOURS[FIGURE],
             "rejected": COLOURS[REJECTED],
-            "atypical": COLOURS["atypical mitotic figure"],
+            "atypical": COLOURS[ATYPICAL],
             "hotspot": HOTSPOT_COLOUR,
         },
     }
 
 
-def _threshold(table):
+def _threshold(found: Detections) -> float:
     """The probability from which on candidates were accepted, as far as the result tells."""
-    accepted, probability = table["accepted"], table["probability"]
-    lowest = probability[accepted].min(initial=1.0)
-    highest = probability[~accepted].max(initial=0.0)
+    lowest = found.probabilities[found.accepted].min(initial=1.0)
+    highest = found.probabilities[~found.accepted].max(initial=0.0)
     return OPERATING_POINT if highest < OPERATING_POINT <= lowest else float(lowest)
 
 
-def _data_url(picture, kind):
+def _data_url(picture: "Image.Image", kind: str) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": JPEG_QUALITY} if kind == "JPEG" else {"optimize": True}))
+    if kind == "JPEG":
+        picture.save(buffer, kind, quality=JPEG_QUALITY)
+    else:
+        picture.save(buffer, kind, optimize=True)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

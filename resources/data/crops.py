@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from midog.errors import UserError
-from midog.stack import CROP_SIDE
+from midog.images.stack import CROP_SIDE
 
 
 @dataclass

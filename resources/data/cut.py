@@ -24,9 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from midog.errors import UserError
-from midog.job import write_result
-from midog.slide import open_slide
-from midog.tiles import grid, has_tissue, read_tile
+from midog.files import write_json
+from midog.images.slide import open_slide
+from midog.images.tiles import grid, has_tissue, read_tile
 from resources.data.class_names import LOOK_ALIKE, MITOTIC, UNCLEAR
 
 TILE = 512
@@ -76,7 +76,7 @@ def cut(images, figures, folder, out, negatives, um_per_px):
         for row in tqdm(images.to_dict("records"), "images", disable=None):
             part = parts / f"{Path(row['image']).stem}.json"
             if not part.exists():
-                write_result(part, _cut_image(row, by_image.get(row["image"], figures[:0]), folder, out, settings))
+                write_json(part, _cut_image(row, by_image.get(row["image"], figures[:0]), folder, out, settings))
             done.append(json.loads(part.read_text(encoding="utf-8")))
         tables = {name: [row for part in done for row in part[name]] for name in ("images", "figures")}
         if not tables["images"]:
@@ -106,7 +106,7 @@ def _begin(out, images, figures, settings):
             (out / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
-    write_result(record, settings)
+    write_json(record, settings)
 
 
 def _cut_image(row, figures, folder, out, settings):
@@ -114,7 +114,7 @@ def _cut_image(row, figures, folder, out, settings):
     path = folder / row["image"]
     table = {"images": [], "figures": []}
     known = {name: value for name, value in row.items() if name not in ("image", "width", "height")}
-    with open_slide(path, _warn, default_um_per_px=settings["um_per_px_if_untold"]) as slide:
+    with open_slide(path, default_um_per_px=settings["um_per_px_if_untold"]) as slide:
         spacing = round(float(np.mean(slide.um_per_px)), 6)
         with_labels, free = _sort_tiles(slide.size, _labels_inside(slide.size, row, figures, path))
         wanted = settings["negatives"]
@@ -153,7 +153,7 @@ def _sort_tiles(size, figures):
     x, y, x0, y0, x1, y1 = figures[["x", "y", "x0", "y0", "x1", "y1"]].to_numpy(float).T
     clear = (figures.label != UNCLEAR).to_numpy(bool)
     with_labels, free = [], []
-    for left, top in grid(*size, TILE, OVERLAP).tolist():
+    for left, top in grid(*size, (TILE, TILE), OVERLAP).tolist():
         inside = clear & (x >= left) & (x < left + TILE) & (y >= top) & (y < top + TILE)
         if inside.any():
             with_labels.append(((left, top), figures[inside]))
@@ -165,7 +165,7 @@ def _sort_tiles(size, figures):
 def _read_tiles(slide, with_labels, free, wanted, name):
     """Yield left, top, pixels and labels of the tiles with labels, then of `wanted` random ones of tissue without."""
     for (x, y), labels in with_labels:
-        yield x, y, read_tile(slide, x, y, TILE), labels
+        yield x, y, read_tile(slide, x, y, (TILE, TILE)), labels
     nothing = pd.DataFrame(columns=FIGURE_COLUMNS)
     generator = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     found = 0
@@ -173,7 +173,7 @@ def _read_tiles(slide, with_labels, free, wanted, name):
         if found == wanted:
             return
         x, y = free[number]
-        pixels = read_tile(slide, x, y, TILE)
+        pixels = read_tile(slide, x, y, (TILE, TILE))
         if has_tissue(pixels):
             found += 1
             yield x, y, pixels, nothing

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from midog.errors import UserError, brief
+from midog.images.slide import ArraySlide
 
 UM_PER_PX = 0.25
 RESAMPLED_FROM = 0.10  # as at inference: images within 10 % of the spacing keep their pixels
@@ -26,7 +27,7 @@ SAME_CELL_UM = 7.5  # the challenge's distance of a match
 
 
 @dataclass
-class Field:
+class Field(ArraySlide):
     """One labelled image, in its own pixels or, if those are far from .25 um, resampled to .25 um.
 
     Attributes:
@@ -46,13 +47,8 @@ class Field:
     look_alikes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     factor: float = 1.0
 
-    @property
-    def size(self):
-        return self.pixels.shape[1], self.pixels.shape[0]
-
-    def read(self, x, y, width, height):
-        """uint8 (height, width, 3), as `midog.slide` reads."""
-        return self.pixels[y : y + height, x : x + width]
+    def __post_init__(self):
+        super().__init__(self.pixels, self.um_per_px)
 
     @property
     def area_mm2(self):

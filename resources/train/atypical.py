@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.classify import (  # noqa: E402
+from midog.engine.classifier import (  # noqa: E402
     NetworkClassifier,
     Views,
     choose_device,

@@ -3,48 +3,48 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from midog.metrics import bootstrap_by_case, classification_metrics
+from midog.calibration import Calibration, platt
+from midog.evaluation.metrics import bootstrap_by_case, classification_metrics
+from midog.files import write_json, write_yaml
+from midog.system import CROP_UM, load_system
+
+if TYPE_CHECKING:
+    from resources.data.crops import Crops
+    from resources.train.atypical import Plan
+
+UNREGULARISED = 1e6  # of Platt's scaling: thousands of crops need no regularisation
+LEAST_SCALE = 1e-3  # never upside down, not even after two steps of training
 
 
-def fit_calibration(probabilities, labels):
+def fit_calibration(probabilities: ArrayLike, labels: ArrayLike) -> Calibration:
     """Platt's scaling with balanced classes, so that .5 is where balanced accuracy is expected to peak.
 
     Args:
         probabilities: float (N,), before calibration.
         labels: int (N,).
-
-    Returns:
-        (scale, shift) for sigmoid(scale x logit(p) + shift).
     """
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(class_weight="balanced", C=1e6).fit(_logit(probabilities)[:, None], labels)
-    scale = max(float(model.coef_[0, 0]), 1e-3)  # never upside down, not even after two steps of training
-    return round(scale, 4), round(float(model.intercept_[0]), 4)
-
-
-def calibrate(probabilities, scale, shift):
-    """sigmoid(scale x logit(p) + shift), as `midog.classify.Calibrated`."""
-    return 1 / (1 + np.exp(-(scale * _logit(probabilities) + shift)))
+    try:
+        return platt(probabilities, labels, UNREGULARISED)
+    except ValueError:
+        return Calibration(LEAST_SCALE)
 
 
-def _logit(probabilities):
-    p = np.clip(np.asarray(probabilities, np.float64), 1e-6, 1 - 1e-6)
-    return np.log(p / (1 - p))
-
-
-def report_and_export(plan, crops, folds, subclasses, out):
+def report_and_export(plan: "Plan", crops: "Crops", folds: Sequence[int], subclasses: Sequence[str], out: Path) -> None:
     """Write out_of_fold.csv, metrics.json, the plots and OUT/model/<system>/ from the finished folds."""
     table = pd.concat([pd.read_csv(out / f"fold{fold}" / "held_out.csv") for fold in folds], ignore_index=True)
-    scale, shift = fit_calibration(table.raw, table.label)
+    calibration = fit_calibration(table.raw, table.label)
     one_view = overall_figures(table.assign(probability=_calibrated_by_other_folds(table, "one_view")))
     table["probability"] = _calibrated_by_other_folds(table, "raw")
-    metrics = {
+    metrics: dict[str, dict[str, Any]] = {
         "overall": overall_figures(table),
         "views": {"1 view": one_view},
         "folds": figures_by(table, "fold"),
@@ -54,38 +54,37 @@ def report_and_export(plan, crops, folds, subclasses, out):
     metrics["overall"]["balanced_accuracy_fold_mean"] = float(np.mean(spread))
     metrics["overall"]["balanced_accuracy_fold_deviation"] = float(np.std(spread))
     table.to_csv(out / "out_of_fold.csv", index=False)
-    (out / "metrics.json").write_text(json.dumps(_plain(metrics), indent=1) + "\n")
+    write_json(out / "metrics.json", _plain(metrics))
     _plot(table, out)
     print_figures("out of fold", metrics)
-    export(plan, crops, folds, subclasses, (scale, shift), metrics, out)
+    export(plan, crops, folds, subclasses, calibration, metrics, out)
 
 
-def _plain(values):
+def _plain(values: Any) -> Any:
     """Values without what YAML would refer back to (shared lists) and what JSON does not have (nan becomes null)."""
     return json.loads(json.dumps(values), parse_constant=lambda name: None)
 
 
-def _calibrated_by_other_folds(table, column):
+def _calibrated_by_other_folds(table: pd.DataFrame, column: str) -> NDArray[np.float64]:
     """No crop is judged at a threshold that its own fold helped to choose (one fold alone has no other choice)."""
     probability = np.zeros(len(table))
     for fold in table.fold.unique():
         mine = (table.fold == fold).to_numpy()
         others = ~mine if (~mine).any() else mine
-        scale, shift = fit_calibration(table[column][others], table.label[others])
-        probability[mine] = calibrate(table[column][mine], scale, shift)
+        probability[mine] = fit_calibration(table[column][others], table.label[others]).apply(table[column][mine])
     return probability
 
 
-def overall_figures(table):
+def overall_figures(table: pd.DataFrame) -> dict[str, Any]:
     """Track 2's metrics with their 95 % intervals, from the columns label, probability and case."""
     labels, probability, cases = (table[name].to_numpy() for name in ("label", "probability", "case"))
-    figures = classification_metrics(labels, probability)
+    figures: dict[str, Any] = {**classification_metrics(labels, probability)}
     for name in ("balanced_accuracy", "roc_auc"):
         figures[f"{name}_interval_95"] = bootstrap_by_case(labels, probability, cases, name)
     return figures
 
 
-def figures_by(table, column):
+def figures_by(table: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
     """Track 2's metrics for every value of a column."""
     return {
         f"{column} {value}": classification_metrics(part.label.to_numpy(), part.probability.to_numpy())
@@ -93,7 +92,7 @@ def figures_by(table, column):
     }
 
 
-def print_figures(title, metrics):
+def print_figures(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Print overall figures, then those of every group, one a line."""
     print(f"{title:45s} {'BA':>6} {'AUC':>6} {'sens':>6} {'spec':>6}")
     groups = {name: figures for part in list(metrics)[1:] for name, figures in metrics[part].items()}
@@ -105,7 +104,7 @@ def print_figures(title, metrics):
         print(f"95 % interval of {name}, bootstrap by case: {low:.4f} to {high:.4f}")
 
 
-def _plot(table, out):
+def _plot(table: pd.DataFrame, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,41 +128,49 @@ def _plot(table, out):
     for name, values in {"before": table.raw, "after, classes balanced": table.probability}.items():
         observed, expected = calibration_curve(table.label, np.clip(values, 0, 1), n_bins=10, strategy="quantile")
         axes.plot(expected, observed, marker="o", label=name)
-    axes.set(xlabel="P(atypical)", ylabel="share atypical", title="Calibration out of fold", aspect="equal")
+    axes.set(xlabel="P(atypical)", ylabel="fraction atypical", title="Calibration out of fold", aspect="equal")
     axes.legend()
     figure.savefig(out / "calibration.png", dpi=120)
     plt.close("all")
 
 
-def export(plan, crops, folds, subclasses, calibration, metrics, out):
-    """Write OUT/model/<system>/: model.yaml and one fp16 safetensors file a fold."""
-    import yaml
+def export(
+    plan: "Plan",
+    crops: "Crops",
+    folds: Sequence[int],
+    subclasses: Sequence[str],
+    calibration: Calibration,
+    metrics: Mapping[str, Mapping[str, Any]],
+    out: Path,
+) -> None:
+    """Write OUT/model/<system>/: model.yaml and one fp16 safetensors file a fold.
 
+    Every fold's network has the calibration, which was fitted on single networks, before the mean.
+    """
     folder = out / "model" / plan.system
     folder.mkdir(parents=True, exist_ok=True)
-    options = plan.member.options | {"classes": 1 + len(subclasses)}
     members = []
     for fold in folds:
         target = folder / f"fold{fold}.safetensors"
         shutil.copyfile(out / f"fold{fold}" / "weights.safetensors", target)
-        members.append(
-            asdict(plan.member)
-            | {
-                "options": options,
-                "calibration": dict(zip(("scale", "shift"), calibration, strict=True)),
-                "weights": target.name,
-                "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
-            }
-        )
+        sha256 = hashlib.sha256(target.read_bytes()).hexdigest()
+        values = {"scale": calibration.scale, "shift": calibration.shift}
+        members.append({"weights": target.name, "sha256": sha256, "calibration": values})
     content = {
         "system": plan.system,
-        "version": plan.version,
         "track": plan.track,
-        "views": plan.views,
-        "data": crops.sets,
-        "members": members,
-        "training": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)},
-        "metrics": {"out_of_fold": metrics["overall"]},
+        "version": plan.version,
+        "classifier": {
+            "network": plan.member.network,
+            "options": plan.member.options | {"num_classes": 1 + len(subclasses)},
+            "field_um": plan.member.crop * CROP_UM,
+            "input_px": plan.member.size,
+            "views": plan.views,
+            "members": members,
+        },
+        "training": {"classifier": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)}},
+        "made": {"data": [{"set": name} for name in crops.sets], "metrics": {"out_of_fold": metrics["overall"]}},
     }
-    (folder / "model.yaml").write_text(yaml.safe_dump(_plain(content), sort_keys=False))
+    write_yaml(folder / "model.yaml", _plain(content))
+    load_system(folder)
     print(f"exported {folder}: run it with inference.py --model {out / 'model'}")

@@ -24,10 +24,11 @@ from torch import nn  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.boxes import match, merge_near  # noqa: E402
-from midog.classify import NetworkClassifier, Views, choose_device, classify, load_network, normalise  # noqa: E402
-from midog.detect import cut_candidate, find_candidates, load_detector, with_score  # noqa: E402
+from midog.engine.boxes import merge_near  # noqa: E402
+from midog.engine.classifier import NetworkClassifier, Views, choose_device, classify, load_network, normalise  # noqa: E402
+from midog.engine.detector import cut_candidate, find_candidates, load_detector, with_score  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
+from midog.evaluation.metrics import best_operating_point, match  # noqa: E402
 from midog.models.classifiers import NETWORKS  # noqa: E402
 from midog.system import load_system, parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
@@ -314,7 +315,7 @@ class CandidateTrainer:
                 break
             loss = self._train_epoch(epoch)
             probabilities = predict(self.average.average, self.plan, 1, self.validation, self.device)
-            f1, threshold = best_f1(probabilities, self.validation.labels.numpy(), self.truths)
+            f1, threshold = best_operating_point(probabilities, self.validation.labels.numpy(), self.truths)
             better = f1 > self.best_f1
             if better:
                 self.best_f1 = f1
@@ -391,24 +392,6 @@ def predict(network, plan, views, candidates, device):
     return with_score(probabilities, candidates.scores, plan.score_weight)
 
 
-def best_f1(probabilities, hits, truths):
-    """The best F1 over thresholds, and the middle between the last accepted and the next candidate.
-
-    Args:
-        probabilities: (N,) of the candidates.
-        hits: int (N,), 1 where a candidate is matched to a figure.
-        truths: number of figures, found or not.
-    """
-    if not len(probabilities):
-        return 0.0, 0.5
-    order = np.argsort(-probabilities, kind="stable")
-    true = np.cumsum(hits[order])
-    f1 = 2 * true / (np.arange(1, len(order) + 1) + max(truths, 1))
-    best = int(np.argmax(f1))
-    after = probabilities[order[best + 1]] if best + 1 < len(order) else 0.0
-    return float(f1[best]), float((probabilities[order[best]] + after) / 2)
-
-
 def train(arguments):
     values, plan = read_candidate_plan(arguments.system)
     if arguments.context_um is not None:
@@ -483,7 +466,7 @@ def export(arguments, values, plan, stage1, weights, validation, truths, device)
     sha256 = save_weights(weights, folder / "classifier.safetensors")
     network = load_network(plan.member.network, plan.member.options, folder / "classifier.safetensors").to(device)
     probabilities = predict(network, plan, plan.views, validation, device)
-    f1, threshold = best_f1(probabilities, validation.labels.numpy(), truths)
+    f1, threshold = best_operating_point(probabilities, validation.labels.numpy(), truths)
     member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": operating_shift(threshold)}}
     member |= {"weights": "classifier.safetensors", "sha256": sha256}
     detector = asdict(stage1.detector)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from midog.classify import choose_device  # noqa: E402
+from midog.engine.classifier import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.system import DetectorDesign, check_design, parse, read_yaml  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from midog.detect import SystemDetector
+from midog.engine.detector import SystemDetector
 from midog.system import load_system, read_yaml
 from resources.train.common import operating_shift, save_weights, write_model
 from resources.train.field_curve import precision_recall
@@ -56,7 +56,7 @@ def set_operating_point(folder, fields, device):
 
     Args:
         folder: of a system of one stage, or of two with one classifier: the shift of an ensemble's mean is no number
-            that model.yaml holds, see `midog.tune`.
+            that model.yaml holds, see `midog.evaluation.tune`.
 
     Returns:
         the curve of `precision_recall`, over the probabilities before.

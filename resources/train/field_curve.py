@@ -1,38 +1,42 @@
 """How well detections of whole fields fit their labels, at every threshold."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from midog.boxes import match
+import numpy as np
+from numpy.typing import NDArray
+
+from midog.evaluation.metrics import best_operating_point, match, stepwise_average_precision
+
+if TYPE_CHECKING:
+    from resources.data.fields import Field
 
 MATCH_UM = 7.5
 
 
-def precision_recall(fields, found):
+def precision_recall(
+    fields: Sequence["Field"], found: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]]
+) -> dict[str, float]:
     """Hits of all fields together at every threshold.
 
     Args:
-        fields: list of `Field`.
-        found: for each its boxes (K, 4) and scores (K,).
+        fields: of any number.
+        found: for each its boxes, float (K, 4), and scores, float (K,), in any order.
 
     Returns:
-        dict: average_precision (area under the stepwise curve), the best f1 and its threshold.
+        average_precision (area under the stepwise curve), the best f1, and its threshold, which lies between the last
+        accepted and the next candidate.
     """
-    scores, hits, truths = [], [], 0
+    scores: list[NDArray[np.floating]] = [np.zeros(0)]
+    hits: list[NDArray[np.bool_]] = [np.zeros(0, bool)]
+    truths = 0
     for field, (boxes, score) in zip(fields, found, strict=True):
-        order = np.argsort(-score, kind="stable")
-        centres = (boxes[order, :2] + boxes[order, 2:]) / 2
-        # Each detection in falling order of score takes the nearest figure that is left.
+        x, y = centres = (boxes[:, :2] + boxes[:, 2:]).T / 2
+        # In falling order of score, then of place, each detection takes the nearest figure that is left.
+        order = np.lexsort((x, y, -score))
         scores.append(score[order])
-        hits.append(match(centres, field.figures, MATCH_UM / field.um_per_px[0]) >= 0)
+        hits.append(match(centres.T[order], field.figures, MATCH_UM / field.um_per_px[0]) >= 0)
         truths += len(field.figures)
-    scores, hits = np.concatenate(scores), np.concatenate(hits)
-    if not len(scores) or not truths:
-        return {"average_precision": 0.0, "f1": 0.0, "threshold": 0.5}
-    order = np.argsort(-scores, kind="stable")
-    scores, true = scores[order], np.cumsum(hits[order])
-    precision, recall = true / np.arange(1, len(order) + 1), true / truths
-    f1 = 2 * true / (np.arange(1, len(order) + 1) + truths)
-    best = int(np.argmax(f1))
-    smooth = np.maximum.accumulate(precision[::-1])[::-1]
-    area = float((np.diff(recall, prepend=0.0) * smooth).sum())
-    return {"average_precision": area, "f1": float(f1[best]), "threshold": float(scores[best])}
+    together = np.concatenate(scores), np.concatenate(hits), truths
+    f1, threshold = best_operating_point(*together)
+    return {"average_precision": stepwise_average_precision(*together), "f1": f1, "threshold": threshold}

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 
 import yaml
 
-from midog.classify import choose_device
-from midog.detect import NETWORKS
+from midog.engine.classifier import choose_device
+from midog.engine.detector import NETWORKS
 from midog.errors import UserError
 from midog.system import DetectorDesign
 from resources.train.common import prepare_out, seed_everything
@@ -30,7 +30,7 @@ def run(argv, description, network, losses):
     Args:
         argv: list of str, or None.
         description: of the script.
-        network: the name in `midog.detect.NETWORKS` that the script trains.
+        network: the name in `midog.engine.detector.NETWORKS` that the script trains.
         losses: by the name that the recipe gives, see `DetectionLoop`.
     """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])

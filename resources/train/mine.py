@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.classify import choose_device  # noqa: E402
-from midog.detect import SystemDetector  # noqa: E402
+from midog.engine.classifier import choose_device  # noqa: E402
+from midog.engine.detector import SystemDetector  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.job import check_writable  # noqa: E402
 from midog.report.export import write_file  # noqa: E402
@@ -54,7 +54,7 @@ def mined_from(field, found):
 
     Args:
         field: `resources.data.fields.Field`.
-        found: `midog.detect.CANDIDATE` table (K,) in px of the field.
+        found: `midog.engine.detector.CANDIDATE` table (K,) in px of the field.
 
     Returns:
         list of rows, the values of `MINED_COLUMNS`.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from midog.classify import choose_device  # noqa: E402
+from midog.engine.classifier import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.system import find_system, model_folder, read_yaml  # noqa: E402
 from resources.data.fields import UM_PER_PX, read_fields  # noqa: E402

@@ -18,8 +18,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import SPPF  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint  # noqa: E402
 
-from midog.boxes import merge_near  # noqa: E402
-from midog.detect import NetworkDetector, find_candidates  # noqa: E402
+from midog.engine.boxes import merge_near  # noqa: E402
+from midog.engine.detector import NetworkDetector, find_candidates  # noqa: E402
 from midog.models.yolo11 import ATTENTION_BLOCK, OUTPUT_BLOCKS, YOLO11  # noqa: E402
 from resources.train.augment import jitter_contrast, jitter_stain  # noqa: E402
 from resources.train.field_curve import MATCH_UM, precision_recall  # noqa: E402

@@ -13,9 +13,10 @@ import tifffile
 from conftest import ROOT
 from PIL import Image
 
-from midog import formats
 from midog.errors import UserError
-from midog.slide import at_spacing, open_slide
+from midog.images import level
+from midog.images.slide import ArraySlide, at_spacing, open_slide
+from resources.data.fields import read_fields
 
 SLIDES = ROOT.parent / "shared" / "data" / "slides"
 DPCM = 40_000  # 0.25 um/px
@@ -32,9 +33,16 @@ def picture():
     return (128 + 90 * np.stack(waves, axis=-1) + noise).round().astype(np.uint8)
 
 
-def opened(path, **options):
-    warnings = []
-    return open_slide(path, warnings.append, **options), warnings
+@pytest.fixture
+def opened(caplog):
+    """Opens a slide; with it comes a list of what was logged."""
+
+    def opened(path, **options):
+        caplog.clear()
+        slide = open_slide(path, **options)
+        return slide, [record.getMessage() for record in caplog.records if record.name.startswith("midog.")]
+
+    return opened
 
 
 def whole(slide):
@@ -64,7 +72,7 @@ TIFF = {
 
 
 @pytest.mark.parametrize("kind", [*TIFF, "planar", "planar_tiles", "mha", "mha_compressed", "png"])
-def test_every_lossless_format_gives_its_pixels(tmp_path, picture, kind):
+def test_every_lossless_format_gives_its_pixels(tmp_path, picture, kind, opened):
     path = tmp_path / f"a.{kind[:3] if kind.startswith(('mha', 'png')) else 'tif'}"
     if kind.startswith("mha"):
         write_mha(path, picture, useCompression=kind == "mha_compressed")
@@ -90,7 +98,7 @@ def test_every_lossless_format_gives_its_pixels(tmp_path, picture, kind):
     assert warnings == []
 
 
-def test_jpeg_colours(tmp_path, picture):
+def test_jpeg_colours(tmp_path, picture, opened):
     smooth = np.asarray(Image.fromarray(picture).resize((39, 27)).resize((307, 211)))
     tifffile.imwrite(tmp_path / "ycbcr.tif", smooth, **JPEG, **TAGS)
     tifffile.imwrite(tmp_path / "rgb.tif", smooth, **JPEG, compressionargs={"outcolorspace": "rgb"}, **TAGS)
@@ -101,7 +109,7 @@ def test_jpeg_colours(tmp_path, picture):
             assert np.abs(whole(slide).astype(int) - smooth).mean() < 3, name
 
 
-def test_other_kinds_of_pixels_become_rgb_with_one_warning(tmp_path, picture):
+def test_other_kinds_of_pixels_become_rgb_with_one_warning(tmp_path, picture, opened):
     grey = picture[..., 0]
     rgba = np.dstack([picture, grey])
     palette = Image.fromarray(picture).quantize(64)
@@ -128,7 +136,7 @@ def test_other_kinds_of_pixels_become_rgb_with_one_warning(tmp_path, picture):
         slide.close()
 
 
-def test_pyramid_and_overview(tmp_path, picture):
+def test_pyramid_and_overview(tmp_path, picture, opened):
     path = tmp_path / "a.ome.tif"
     half = np.asarray(Image.fromarray(picture).reduce(2))
     with tifffile.TiffWriter(path) as file:
@@ -156,14 +164,54 @@ def test_pyramid_and_overview(tmp_path, picture):
         assert slide.um_per_px == pytest.approx((0.5, 0.4))
 
 
-def test_ome_tiff_of_three_grey_pages(tmp_path, picture):
+def test_a_turned_jpeg_is_read_as_training_reads_it(tmp_path, picture, opened):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image = Image.fromarray(picture[:80, :40])
+    image.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif, dpi=(50_800, 25_400))
+    (tmp_path / "labels.csv").write_text("image,um_per_px\na.jpg,0.25\n")
+    (field,) = read_fields([tmp_path])
+    with opened(tmp_path / "a.jpg")[0] as slide:
+        assert slide.size == field.size == (80, 40)
+        assert slide.um_per_px == pytest.approx((1.0, 0.5))
+        np.testing.assert_array_equal(whole(slide), whole(field))
+        assert np.abs(whole(slide).astype(int) - np.rot90(picture[:80, :40], -1)).mean() < 3
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data.replace(b"Exif\0\0MM\0*", b"Exif\0\0no\0*"))
+    with opened(tmp_path / "a.jpg")[0] as slide:
+        assert slide.size == (40, 80)
+
+
+def test_pixels_in_memory(tmp_path, picture, opened):
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", tile=(64, 64), compression="zlib", **TAGS)
+    memory = ArraySlide(picture)
+    with opened(tmp_path / "a.tif")[0] as slide:
+        assert (memory.size, memory.um_per_px, memory.origin_mm) == (slide.size, slide.um_per_px, slide.origin_mm)
+        np.testing.assert_array_equal(whole(memory), whole(slide))
+        np.testing.assert_array_equal(memory.overview(100), slide.overview(100))
+    with pytest.raises(ValueError, match="not inside"):
+        memory.read(300, 0, 10, 10)
+    with pytest.raises(ValueError, match="uint8"):
+        ArraySlide(picture[..., 0])
+
+
+@pytest.mark.parametrize("place", [(3, 5, 40, 20), (-7, -9, 30, 40), (290, 200, 30, 40), (-5, 50, 400, 9)])
+def test_any_place_is_read_with_white_around(picture, place):
+    x, y, width, height = place
+    wide = np.pad(picture, ((400, 400), (400, 400), (0, 0)), constant_values=255)
+    got = ArraySlide(picture).read_padded(*place)
+    np.testing.assert_array_equal(got, wide[y + 400 : y + 400 + height, x + 400 : x + 400 + width])
+    assert (ArraySlide(picture).read_padded(400, -50, 6, 4, fill=7) == np.full((4, 6, 3), 7)).all()
+
+
+def test_ome_tiff_of_three_grey_pages(tmp_path, picture, opened):
     planes = np.moveaxis(picture, -1, 0)
     tifffile.imwrite(tmp_path / "a.ome.tif", planes, photometric="minisblack", tile=(64, 64), metadata={"axes": "CYX"})
     with opened(tmp_path / "a.ome.tif", um_per_px=0.25)[0] as slide:
         np.testing.assert_array_equal(whole(slide), picture)
 
 
-def test_one_thread_may_read_ahead(tmp_path, picture):
+def test_one_thread_may_read_ahead(tmp_path, picture, opened):
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", compression="lzw", tile=(16, 16), **TAGS)
     with opened(tmp_path / "a.tif")[0] as slide, ThreadPoolExecutor(2) as pool:
         places = [(x, y) for y in range(0, 170, 20) for x in range(0, 260, 20)]
@@ -187,7 +235,7 @@ def test_one_thread_may_read_ahead(tmp_path, picture):
         ({}, (0.3, 0.3), 1),
     ],
 )
-def test_spacing_of_a_tiff(tmp_path, picture, tags, wanted, warnings):
+def test_spacing_of_a_tiff(tmp_path, picture, tags, wanted, warnings, opened):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, picture, photometric="rgb", metadata=None, **tags)
     slide, got = opened(path, default_um_per_px=0.3)
@@ -200,7 +248,7 @@ def test_spacing_of_a_tiff(tmp_path, picture, tags, wanted, warnings):
         opened(path, um_per_px=250)
 
 
-def test_points_are_where_simpleitk_has_them(tmp_path, picture):
+def test_points_are_where_simpleitk_has_them(tmp_path, picture, opened):
     write_mha(tmp_path / "a.mha", picture, spacing=(0.0003, 0.0005), origin=(1.25, -3.5))
     tifffile.imwrite(
         tmp_path / "a.tif", picture, photometric="rgb", resolution=(102_351, 101_949), resolutionunit="INCH"
@@ -232,7 +280,7 @@ def spots(path, um_per_px, width=400, height=300):
 
 
 @pytest.mark.parametrize("um_per_px", [(0.5, 0.5), (0.1, 0.1), (0.5, 0.3), (0.2, 0.6)])
-def test_a_place_keeps_its_millimetres_when_resampled(tmp_path, um_per_px):
+def test_a_place_keeps_its_millimetres_when_resampled(tmp_path, um_per_px, opened):
     places = spots(tmp_path / "a.tif", um_per_px)
     source, _ = opened(tmp_path / "a.tif")
     with at_spacing(source, 0.25) as slide:
@@ -253,7 +301,7 @@ def test_a_place_keeps_its_millimetres_when_resampled(tmp_path, um_per_px):
 
 
 @pytest.mark.parametrize("um_per_px", [(0.5, 0.41), (0.1, 0.17)])
-def test_neighbouring_reads_join(tmp_path, picture, um_per_px):
+def test_neighbouring_reads_join(tmp_path, picture, um_per_px, opened):
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", resolution=[10_000 / s for s in um_per_px],
                      resolutionunit="CENTIMETER")  # fmt: skip
     with at_spacing(opened(tmp_path / "a.tif")[0], 0.25) as slide:
@@ -265,7 +313,7 @@ def test_neighbouring_reads_join(tmp_path, picture, um_per_px):
                 assert np.abs(part - full[y : y + 37, x : x + 53]).max() <= 1
 
 
-def test_shrinking_is_antialiased(tmp_path):
+def test_shrinking_is_antialiased(tmp_path, opened):
     stripes = np.zeros((200, 200, 3), np.uint8)
     stripes[:, ::2] = 255
     write_mha(tmp_path / "a.mha", stripes, spacing=(0.0001, 0.0001))
@@ -274,7 +322,7 @@ def test_shrinking_is_antialiased(tmp_path):
         assert 118 < inner.min() <= inner.max() < 137
 
 
-def test_a_near_spacing_passes_through(tmp_path, picture):
+def test_a_near_spacing_passes_through(tmp_path, picture, opened):
     for um_per_px, same in ((0.2273, True), (0.274, True), (0.276, False), (0.224, False)):
         write_mha(tmp_path / "a.mha", picture, spacing=(um_per_px / 1000, 0.00025))
         slide, _ = opened(tmp_path / "a.mha")
@@ -285,20 +333,20 @@ def test_a_near_spacing_passes_through(tmp_path, picture):
 
 
 @pytest.mark.parametrize("layout", [{"tile": (64, 64)}, {"rowsperstrip": 16}])
-def test_reading_in_rows_decodes_each_segment_once(tmp_path, monkeypatch, layout):
+def test_reading_in_rows_decodes_each_segment_once(tmp_path, monkeypatch, layout, opened):
     width, height, tile = 1024, 1024, 128
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="lzw", **layout, **TAGS)
-    monkeypatch.setattr(formats, "CACHE_BYTES", 256 * width * 3)
+    monkeypatch.setattr(level, "CACHE_BYTES", 256 * width * 3)
     slide, _ = opened(tmp_path / "a.tif")
-    level = slide._image.levels[0]
-    decode, decoded = level._decode, []
-    level._decode = lambda index: decoded.append(index) or decode(index)
+    grid = slide._image.levels[0]
+    decode, decoded = grid._decode, []
+    grid._decode = lambda index: decoded.append(index) or decode(index)
     starts = [*range(0, width - tile, 102), width - tile]
     for y in starts:
         for x in starts:
             np.testing.assert_array_equal(slide.read(x, y, tile, tile), pixels[y : y + tile, x : x + tile])
-    assert len(decoded) == len(set(decoded)) == level.columns * level.rows
+    assert len(decoded) == len(set(decoded)) == grid.columns * grid.rows
 
 
 def write_wide(path, side, tile=512):
@@ -324,8 +372,8 @@ def write_wide(path, side, tile=512):
     path.write_bytes(data)
 
 
-def test_a_slide_of_60000_px_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "CACHE_BYTES", 16 << 20)
+def test_a_slide_of_60000_px_in_bounded_memory(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(level, "CACHE_BYTES", 16 << 20)
     write_wide(tmp_path / "a.tif", 60_000)
     tracemalloc.start()
     slide, warnings = opened(tmp_path / "a.tif")
@@ -339,8 +387,8 @@ def test_a_slide_of_60000_px_in_bounded_memory(tmp_path, monkeypatch):
     assert warnings == []
 
 
-def test_what_cannot_be_read_in_pieces_is_refused_when_large(tmp_path, picture, monkeypatch):
-    monkeypatch.setattr(formats, "WHOLE_BYTES", 100_000)
+def test_what_cannot_be_read_in_pieces_is_refused_when_large(tmp_path, picture, monkeypatch, opened):
+    monkeypatch.setattr(level, "WHOLE_BYTES", 100_000)
     Image.fromarray(picture).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", compression="zlib", rowsperstrip=211)
     write_mha(tmp_path / "a.mha", picture, useCompression=True)
@@ -390,17 +438,32 @@ def damaged(folder, kind, picture):
         write_mha(path, picture, useCompression=kind == "mha_compressed")
         data = path.read_bytes()
         replaced = {"mha_zero": (b"307 211", b"0 211"), "mha_type": (b"MET_UCHAR", b"MET_FLOAT")}
+        replaced["mha_spacing"] = b"ElementSpacing = 0.00025 0.00025", b"ElementSpacing = 0.00025"
+        replaced["mha_offset"] = b"Offset = 0 0", b"Offset = 0"
+        if kind in replaced:
+            assert replaced[kind][0] in data
         path.write_bytes(data.replace(*replaced[kind]) if kind in replaced else data[:-5000])
     return path
 
 
 KINDS = ["missing", "unknown", "no_suffix", "folder", "a_tile", "float", "cmyk", "short_plain", "mrxs", "picture"]
-KINDS += ["mha", "mha_compressed", "mha_zero", "mha_type", "empty.tif", "empty.mha", "empty.svs", "empty.png"]
+KINDS += [
+    "mha",
+    "mha_compressed",
+    "mha_zero",
+    "mha_type",
+    "mha_spacing",
+    "mha_offset",
+    "empty.tif",
+    "empty.mha",
+    "empty.svs",
+    "empty.png",
+]
 KINDS += ["text.tif", "text.mha", "text.png", "text.svs", "text.ndpi", "text.vms", "text.dcm"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, picture, kind, capfd):
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, picture, kind, capfd, opened):
     path = damaged(tmp_path, kind, picture)
     with pytest.raises(UserError) as error:
         whole(opened(path)[0])
@@ -410,7 +473,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, picture, kind, capfd):
     assert capfd.readouterr().err == ""  # and no library writes beside it
 
 
-def survives(path, data):
+def survives(opened, path, data):
     """Whether damaged data can be read; if not, the error is a `UserError`."""
     path.write_bytes(data)
     try:
@@ -422,7 +485,7 @@ def survives(path, data):
 
 
 @pytest.mark.parametrize("kind", ["jpeg.tif", "lzw.tif", "jp2.tif", "a.png", "a.jpg", "a.mha", "slide.svs"])
-def test_truncated_and_flipped_bytes_never_leak(tmp_path, picture, kind, capfd):
+def test_truncated_and_flipped_bytes_never_leak(tmp_path, picture, kind, capfd, opened):
     stream = io.BytesIO()
     if kind == "slide.svs":
         note = "Aperio Image Library v1\r\n307x211 (64x64) JPEG/RGB Q=30|AppMag = 20|MPP = 0.4990"
@@ -437,22 +500,22 @@ def test_truncated_and_flipped_bytes_never_leak(tmp_path, picture, kind, capfd):
     else:
         Image.fromarray(picture).save(stream, "PNG" if kind == "a.png" else "JPEG")
     good = stream.getvalue()
-    assert survives(tmp_path / kind, good)
+    assert survives(opened, tmp_path / kind, good)
     for share in (0.001, 0.01, 0.1, 0.3, 0.7, 0.95):
-        assert not survives(tmp_path / kind, good[: int(len(good) * share) + 1])
+        assert not survives(opened, tmp_path / kind, good[: int(len(good) * share) + 1])
     chance = random.Random(0)
     for _ in range(60):
         data = bytearray(good)
         for _ in range(3):
             data[chance.randrange(min(len(data), chance.choice((400, 10**9))))] = chance.randrange(256)
-        survives(tmp_path / kind, bytes(data))
+        survives(opened, tmp_path / kind, bytes(data))
     assert capfd.readouterr().err == ""
 
 
 # --- real slides --------------------------------------------------------------
 
 
-def test_real_slides():
+def test_real_slides(opened):
     if not SLIDES.is_dir():
         pytest.skip("the real slides are not here")
     with open(SLIDES / "slides.csv", newline="") as file:

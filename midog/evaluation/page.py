@@ -3,22 +3,30 @@
 import base64
 import html
 import io
+import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from midog import metrics
 from midog.errors import UserError
-from midog.report.curves import write_plots
-from midog.report.export import write_file
+from midog.evaluation.curves import write_plots
+from midog.evaluation.metrics import MATCH_MM, Case, DetectionCase, StackCase
+from midog.files import write_file
+
+if TYPE_CHECKING:
+    from midog.images.slide import Slide
+
+logger = logging.getLogger(__name__)
 
 PAGE_NAME = "evaluation.html"
 CROP = 64  # px of the image around an error
 SHOWN = 128  # px of a crop on the page
 MOST_ERRORS = 24  # of a kind
-WHITE = 255
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f6f7f9; margin: 0 }
 main { max-width: 1180px; margin: 0 auto; padding: 28px 24px 60px }
@@ -40,31 +48,48 @@ figure { margin: 0; background: white; border: 1px solid #e2e6eb; border-radius:
 
 
 @dataclass(frozen=True)
-class Wrong:
+class ErrorCrop:
     """One error for the gallery.
 
     Attributes:
         image: its name.
-        place: x and y in mm (Track 1), or the page's number from 0 on (Track 2).
+        place: x and y in mm (Track 1), or the crop's number in the stack from 0 on (Track 2).
         probability: of the prediction, or None where there is none.
     """
 
     image: str
-    place: object
+    place: tuple[float, float] | int
     probability: float | None
 
 
-def write_page(track, cases, title, table, notes, warnings, folder, warn, images=None, spacings=None):
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """An `ErrorCrop` as the page shows it: uint8 (H, W, 3), and the lines below, the first in bold."""
+
+    pixels: NDArray[np.uint8]
+    lines: list[str]
+
+
+def write_page(
+    track: int,
+    cases: Sequence[Case],
+    title: str,
+    table: list[list[str]],
+    notes: list[str],
+    warnings: list[str],
+    folder: Path,
+    images: Path | None = None,
+    spacings: Mapping[str, float | None] | None = None,
+) -> Path:
     """Write the plots and the page that holds them.
 
     Args:
         track: 1 or 2.
-        cases: `midog.metrics.DetectionCase`s or `StackCase`s.
+        cases: `DetectionCase`s or `StackCase`s.
         title: one line.
         table: list of lists of str, the column names first.
         notes, warnings: lists of str.
         folder: exists.
-        warn: called with one line for images that are missing or were read with an assumption.
         images: folder of the images, for the gallery, or None.
         spacings: dict from an image's name to the um/px that its prediction was made with, whatever the file says.
 
@@ -75,7 +100,7 @@ def write_page(track, cases, title, table, notes, warnings, folder, warn, images
         UserError: an image cannot be read; the disk refuses a file.
     """
     path = folder / PAGE_NAME
-    galleries = _galleries(track, cases, Path(images), spacings or {}, warn) if images else {}
+    galleries = _galleries(track, cases, images, spacings or {}) if images else {}
     try:
         plots = write_plots(track, cases, folder)
     except OSError as error:
@@ -83,7 +108,14 @@ def write_page(track, cases, title, table, notes, warnings, folder, warn, images
     return write_file(path, _page(title, table, notes, warnings, plots, galleries))
 
 
-def _page(title, table, notes, warnings, plots, galleries):
+def _page(
+    title: str,
+    table: list[list[str]],
+    notes: list[str],
+    warnings: list[str],
+    plots: list[tuple[Path, str, str]],
+    galleries: Mapping[str, list[Shown]],
+) -> str:
     escape = html.escape
     head, *rows = table
     lines = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8">', f"<title>{escape(title)}</title>"]
@@ -100,18 +132,18 @@ def _page(title, table, notes, warnings, plots, galleries):
     lines.append("</div>")
     for heading, crops in galleries.items():
         lines.append(f"<h2>{escape(heading)}</h2><div class=crops>")
-        lines += [_figure(_png(pixels), first, others) for pixels, first, *others in crops]
+        lines += [_figure(_png(crop.pixels), crop.lines[0], crop.lines[1:]) for crop in crops]
         lines.append("</div>")
     return "\n".join([*lines, "</main></body></html>", ""])
 
 
-def _figure(png, heading, texts):
+def _figure(png: bytes, heading: str, texts: list[str]) -> str:
     caption = "<br>".join([f"<b>{html.escape(heading)}</b>", *map(html.escape, texts)])
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     return f'<figure><img src="{source}" alt="{html.escape(heading)}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _png(pixels):
+def _png(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -122,104 +154,106 @@ def _png(pixels):
 # --- the worst errors ---------------------------------------------------------
 
 
-def worst_detections(cases):
+def worst_detections(cases: Sequence[DetectionCase]) -> tuple[list[ErrorCrop], list[ErrorCrop]]:
     """The false positives of highest, and the missed figures of lowest or no probability (Track 1).
 
     Args:
-        cases: `midog.metrics.DetectionCase`s.
+        cases: of any number.
 
     Returns:
-        two lists of at most `MOST_ERRORS` `Wrong`, worst first. A missed figure's probability is that of the best point
-        within the radius that was not accepted.
+        two lists of at most `MOST_ERRORS`, worst first. A missed figure's probability is that of the best point within
+        the radius that was not accepted.
     """
     false, missed = [], []
     for case in cases:
         unmatched = case.accepted & ~case.matched(case.accepted)
         false += [
-            Wrong(case.image, tuple(place), float(score))
-            for place, score in zip(case.points[unmatched, :2].tolist(), case.scores[unmatched], strict=True)
+            ErrorCrop(case.image, (x, y), float(score))
+            for (x, y, _), score in zip(case.points[unmatched].tolist(), case.scores[unmatched], strict=True)
         ]
         for number in case.missed:
-            near = np.hypot(*(case.points[:, :2] - case.truths[number, :2]).T) <= metrics.MATCH_MM
+            x, y, _ = case.truths[number].tolist()
+            near = np.hypot(*(case.points[:, :2] - (x, y)).T) <= MATCH_MM
             rejected = case.scores[near & ~case.accepted]
-            probability = float(rejected.max()) if len(rejected) else None
-            missed.append(Wrong(case.image, tuple(case.truths[number, :2].tolist()), probability))
+            missed.append(ErrorCrop(case.image, (x, y), float(rejected.max()) if len(rejected) else None))
     return _worst(false, missed)
 
 
-def worst_crops(cases):
+def worst_crops(stacks: Sequence[StackCase]) -> tuple[list[ErrorCrop], list[ErrorCrop]]:
     """The normal crops of highest probability that were called atypical, and the other way round (Track 2)."""
-    false, missed = [], []
-    for case in cases:
-        for errors, wrong in ((false, case.called & ~case.labels), (missed, case.labels & ~case.called)):
-            errors += [Wrong(case.image, int(page), float(case.scores[page])) for page in np.flatnonzero(wrong)]
+    false: list[ErrorCrop] = []
+    missed: list[ErrorCrop] = []
+    for stack in stacks:
+        for errors, wrong in ((false, stack.called & ~stack.labels), (missed, stack.labels & ~stack.called)):
+            errors += [ErrorCrop(stack.image, int(crop), float(stack.scores[crop])) for crop in np.flatnonzero(wrong)]
     return _worst(false, missed)
 
 
-def _worst(false, missed):
-    false = sorted(false, key=lambda error: -error.probability)
-    missed = sorted(missed, key=lambda error: -1 if error.probability is None else error.probability)
-    return false[:MOST_ERRORS], missed[:MOST_ERRORS]
+def _worst(false: list[ErrorCrop], missed: list[ErrorCrop]) -> tuple[list[ErrorCrop], list[ErrorCrop]]:
+    def probability(error: ErrorCrop) -> float:
+        return -1.0 if error.probability is None else error.probability
+
+    false = sorted(false, key=probability, reverse=True)
+    return false[:MOST_ERRORS], sorted(missed, key=probability)[:MOST_ERRORS]
 
 
-def _galleries(track, cases, folder, spacings, warn):
-    """Headings with their crops: (uint8 (H, W, 3), line of text, ...)."""
+def _galleries(
+    track: int, cases: Sequence[Case], folder: Path, spacings: Mapping[str, float | None]
+) -> dict[str, list[Shown]]:
+    """Crops by their heading."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder; give --images the folder of the images that the ground truth names")
-    headings = {
-        1: ("Worst false positives", "Worst missed figures"),
-        2: ("Worst normal crops called atypical", "Worst atypical crops called normal"),
-    }[track]
-    groups = dict(zip(headings, (worst_detections if track == 1 else worst_crops)(cases), strict=True))
-    wanted = {error.image for errors in groups.values() for error in errors}
+    if track == 1:
+        headings = "Worst false positives", "Worst missed figures"
+        errors = worst_detections(cast("Sequence[DetectionCase]", cases))
+    else:
+        headings = "Worst normal crops called atypical", "Worst atypical crops called normal"
+        errors = worst_crops(cast("Sequence[StackCase]", cases))
+    wanted = {error.image for group in errors for error in group}
     absent = sorted(image for image in wanted if not (folder / image).exists())
     if absent:
-        warn(f"{folder}: {len(absent)} of {len(wanted)} images of the gallery are not there, {absent[0]} for one")
-    cut, remarks = {}, []
+        logger.warning(
+            f"{folder}: {len(absent)} of {len(wanted)} images of the gallery are not there, {absent[0]} for one"
+        )
+    cut: dict[ErrorCrop, Shown] = {}
     for image in sorted(wanted - set(absent)):
-        mine = [error for errors in groups.values() for error in errors if error.image == image]
+        mine = [error for group in errors for error in group if error.image == image]
         if track == 1:
-            cut |= _cut_places(folder / image, mine, spacings.get(image), remarks.append)
+            cut |= _cut_from_slide(folder / image, mine, spacings.get(image))
         else:
-            cut |= _cut_pages(folder / image, mine, remarks.append)
-    if remarks:
-        warn(f"gallery: {remarks[0]}" + f" (and {len(remarks) - 1} more like this)" * (len(remarks) > 1))
-    return {heading: [cut[error] for error in errors if error in cut] for heading, errors in groups.items()}
-
-
-def _cut_places(path, errors, um_per_px, warn):
-    from midog.slide import open_slide
-
-    with open_slide(path, warn, um_per_px) as slide:
-        step = np.array(slide.um_per_px) / 1000
-        return {error: _cut_place(slide, (np.array(error.place) - slide.origin_mm) / step, error) for error in errors}
-
-
-def _cut_place(slide, place, error):
-    start = np.rint(place - CROP / 2).astype(int)
-    inside_start, inside_stop = np.maximum(start, 0), np.minimum(start + CROP, slide.size)
-    crop = np.full((CROP, CROP, 3), WHITE, np.uint8)
-    if (inside_stop > inside_start).all():
-        (left, top), (right, bottom) = inside_start - start, inside_stop - start
-        crop[top:bottom, left:right] = slide.read(*inside_start, *(inside_stop - inside_start))
-    x, y = error.place
-    return (
-        *(crop, _said(error), error.image),
-        f"{math.floor(place[0] + 0.5)}, {math.floor(place[1] + 0.5)} px",
-        f"{x:.4f}, {y:.4f} mm",
-    )
-
-
-def _cut_pages(path, errors, warn):
-    from midog.stack import Stack
-
-    pages = {error.place: error for error in errors}
+            cut |= _cut_from_stack(folder / image, mine)
     return {
-        pages[number]: (page, _said(pages[number]), path.name, f"page {number + 1}")
-        for number, page in enumerate(Stack(path, warn))
-        if number in pages
+        heading: [cut[error] for error in group if error in cut]
+        for heading, group in zip(headings, errors, strict=True)
     }
 
 
-def _said(error):
+def _cut_from_slide(path: Path, errors: list[ErrorCrop], um_per_px: float | None) -> dict[ErrorCrop, Shown]:
+    from midog.images.slide import open_slide
+
+    with open_slide(path, um_per_px) as slide:
+        return {error: _cut_from(slide, error) for error in errors}
+
+
+def _cut_from(slide: "Slide", error: ErrorCrop) -> Shown:
+    x_mm, y_mm = cast("tuple[float, float]", error.place)
+    x, y = (np.array([x_mm, y_mm]) - slide.origin_mm) / (np.array(slide.um_per_px) / 1000)
+    left, top = (int(np.rint(middle - CROP / 2)) for middle in (x, y))
+    px = f"{math.floor(x + 0.5)}, {math.floor(y + 0.5)} px"
+    lines = [_said(error), error.image, px, f"{x_mm:.4f}, {y_mm:.4f} mm"]
+    return Shown(slide.read_padded(left, top, CROP, CROP), lines)
+
+
+def _cut_from_stack(path: Path, errors: list[ErrorCrop]) -> dict[ErrorCrop, Shown]:
+    from midog.images.stack import Stack
+
+    by_number = {error.place: error for error in errors}
+    return {
+        by_number[number]: Shown(crop, [_said(by_number[number]), path.name, f"page {number + 1}"])
+        for number, crop in enumerate(Stack(path))
+        if number in by_number
+    }
+
+
+def _said(error: ErrorCrop) -> str:
     return "no candidate" if error.probability is None else f"p = {error.probability:.3f}"

@@ -1,15 +1,21 @@
-"""Boxes and points: overlap, one box a figure, matching to ground truth.
+"""Boxes: overlap, one box a figure.
 
 Boxes are float32 (N, 4): x0, y0, x1, y1 in px, with x0 <= x1 and y0 <= y1.
 """
 
 import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Boxes = NDArray[np.floating]
+Cell = tuple[int, int]
 
 
-def iou(first, second):
+def iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     """Intersection over union of every box of `first` with every box of `second`.
 
     Args:
@@ -25,26 +31,26 @@ def iou(first, second):
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
-def nms(boxes, scores, least_iou):
-    """Non-maximum suppression: of boxes that overlap by at least `least_iou`, the one with the best score stays.
+def nms(boxes: Boxes, scores: NDArray[np.floating], iou_threshold: float) -> NDArray[np.int64]:
+    """Non-maximum suppression: of boxes that overlap by at least `iou_threshold`, the one with the best score stays.
 
     Args:
         boxes: float (N, 4).
         scores: float (N,); of equal ones the box further up, then further left, goes first, whatever the input's order.
-        least_iou: in (0, 1].
+        iou_threshold: in (0, 1].
 
     Returns:
         int64 (K,), indices of the boxes that stay, best first.
 
     Raises:
-        ValueError: `least_iou` is out of range; a coordinate is NaN or infinite.
+        ValueError: `iou_threshold` is out of range; a coordinate is NaN or infinite.
     """
-    _check_least_iou(least_iou)
+    _check_iou_threshold(iou_threshold)
     boxes = np.asarray(boxes, np.float64)
-    return _best_of_each(_best_first(boxes, scores), boxes, boxes, lambda a, b: _overlap(a, b) >= least_iou)
+    return _best_of_each(_best_first(boxes, scores), boxes, boxes, lambda a, b: _overlap(a, b) >= iou_threshold)
 
 
-def merge_near(boxes, scores, distance):
+def merge_near(boxes: Boxes, scores: NDArray[np.floating], distance: float) -> NDArray[np.int64]:
     """As `nms`, for boxes whose centres are at most `distance` px apart, whatever their overlap."""
     boxes = np.asarray(boxes, np.float64)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -53,34 +59,37 @@ def merge_near(boxes, scores, distance):
     return _best_of_each(_best_first(boxes, scores), centres, extents, lambda a, b: math.dist(a, b) <= distance)
 
 
-def weighted_box_fusion(found, least_iou):
+def weighted_box_fusion(
+    found: Sequence[tuple[Boxes, NDArray[np.floating]]], iou_threshold: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """One box and one score for what several detectors or views found (Solovyev et al., arXiv 1910.13302).
 
-    Every box, best first, joins the cluster whose fused box it overlaps most, if by at least `least_iou`, or else
+    Every box, best first, joins the cluster whose fused box it overlaps most, if by at least `iou_threshold`, or else
     starts a cluster. The fused box is the mean of the cluster's boxes, weighted by their scores. Its score is the mean
     of their scores, times the share of the lists that could have found it: min(boxes, lists) / lists.
 
     Args:
         found: for each detector or view its boxes, float (K, 4), and scores, float (K,) in [0, 1].
-        least_iou: in (0, 1].
+        iou_threshold: in (0, 1].
 
     Returns:
         boxes float32 (M, 4) and scores float32 (M,), best first, ties as in `nms`; neither the order of the lists nor
         that of their boxes matters.
 
     Raises:
-        ValueError: `least_iou` is out of range; a coordinate is NaN or infinite.
+        ValueError: `iou_threshold` is out of range; a coordinate is NaN or infinite.
     """
-    _check_least_iou(least_iou)
+    _check_iou_threshold(iou_threshold)
     boxes = np.concatenate([each for each, _ in found]).astype(np.float64)
     scores = np.concatenate([each for _, each in found]).astype(np.float64)
-    grid, clusters = _Grid(boxes), []
+    grid = _Grid(boxes)
+    clusters: list[_Cluster] = []
     order = _best_first(boxes, scores)
     for box, score in zip(boxes[order].tolist(), scores[order].tolist(), strict=True):
         near = set(grid.near(grid.cells(box)))
         # Of clusters that it overlaps equally, the one that began first.
         overlap, number = max(((_overlap(box, clusters[each].box), -each) for each in near), default=(0.0, 0))
-        if overlap >= least_iou:
+        if overlap >= iou_threshold:
             number = -number
             grid.leave(number, grid.cells(clusters[number].box))
         else:
@@ -88,20 +97,20 @@ def weighted_box_fusion(found, least_iou):
             clusters.append(_Cluster(box))
         clusters[number].add(box, score)
         grid.enter(number, grid.cells(clusters[number].box))
-    boxes = np.array([each.box for each in clusters], np.float32).reshape(-1, 4)
-    scores = [each.score / each.count * min(each.count, len(found)) / len(found) for each in clusters]
-    scores = np.array(scores, np.float32)
-    order = _best_first(boxes, scores)
-    return boxes[order], scores[order]
+    fused = np.array([each.box for each in clusters], np.float32).reshape(-1, 4)
+    fused_scores = [each.score / each.count * min(each.count, len(found)) / len(found) for each in clusters]
+    sure = np.array(fused_scores, np.float32)
+    order = _best_first(fused, sure)
+    return fused[order], sure[order]
 
 
 class _Cluster:
     """Boxes of one figure: how many, the sum of their scores, and their mean box, weighted by score."""
 
-    def __init__(self, box):
+    def __init__(self, box: list[float]) -> None:
         self.box, self.count, self.score, self.weighted = box, 0, 0.0, [0.0] * 4
 
-    def add(self, box, score):
+    def add(self, box: list[float], score: float) -> None:
         self.count += 1
         self.score += score
         self.weighted = [total + score * each for total, each in zip(self.weighted, box, strict=True)]
@@ -109,12 +118,12 @@ class _Cluster:
             self.box = [total / self.score for total in self.weighted]
 
 
-def _check_least_iou(least_iou):
-    if not 0 < least_iou <= 1:
-        raise ValueError(f"least_iou in (0, 1] expected, got {least_iou}")
+def _check_iou_threshold(iou_threshold: float) -> None:
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold in (0, 1] expected, got {iou_threshold}")
 
 
-def _overlap(a, b):
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """As `iou`, of two boxes in Python's own numbers, which one by one are several times faster."""
     ax0, ay0, ax1, ay1 = a
     bx0, by0, bx1, by1 = b
@@ -125,7 +134,7 @@ def _overlap(a, b):
     return common / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - common)
 
 
-def _best_first(boxes, scores):
+def _best_first(boxes: Boxes, scores: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.lexsort((*boxes.T[[3, 2, 0, 1]], -np.asarray(scores)))
 
 
@@ -141,31 +150,36 @@ class _Grid:
         ValueError: a coordinate is NaN or infinite.
     """
 
-    def __init__(self, extents):
+    def __init__(self, extents: Boxes) -> None:
         if not np.isfinite(extents).all():
             raise ValueError("boxes with NaN or infinite coordinates")
         self.side = max(1.0, float((extents[:, 2:] - extents[:, :2]).mean())) if len(extents) else 1.0
-        self.items = {}
+        self.items: dict[Cell, list[Any]] = {}
 
-    def cells(self, extent):
+    def cells(self, extent: Sequence[float]) -> list[Cell]:
         """The cells that an extent meets."""
         left, top, right, bottom = (math.floor(each / self.side) for each in extent)
         return [*itertools.product(range(left, right + 1), range(top, bottom + 1))]
 
-    def near(self, cells):
+    def near(self, cells: Iterable[Cell]) -> Iterable[Any]:
         """What stands in some cells, one after the other, the same again where it stands in two of them."""
         return (item for cell in cells for item in self.items.get(cell, ()))
 
-    def enter(self, item, cells):
+    def enter(self, item: Any, cells: Iterable[Cell]) -> None:
         for cell in cells:
             self.items.setdefault(cell, []).append(item)
 
-    def leave(self, item, cells):
+    def leave(self, item: Any, cells: Iterable[Cell]) -> None:
         for cell in cells:
             self.items[cell].remove(item)
 
 
-def _best_of_each(order, rows, extents, same):
+def _best_of_each(
+    order: NDArray[np.int64],
+    rows: NDArray[np.floating],
+    extents: Boxes,
+    same: Callable[[Sequence[float], Sequence[float]], bool],
+) -> NDArray[np.int64]:
     """Greedy choice: go through the rows in `order` and choose each that is not the `same` as one chosen before.
 
     Rows can only be the same where their extents (boxes) meet, so each is compared with those chosen in its own cells
@@ -180,31 +194,3 @@ def _best_of_each(order, rows, extents, same):
             chosen.append(number)
             grid.enter(row, cells)
     return np.array(chosen, np.int64)
-
-
-def match(truths, found, radius):
-    """One-to-one greedy matching, as the organisers do it.
-
-    Each truth, in order, takes its nearest free point with distance <= radius (evalutils 0.5.0, `score_detection`).
-    Not optimal: the order of truths matters. Of points equally near, the first is taken; there the scorer has no rule.
-
-    Args:
-        truths: float (N, 2), in any unit.
-        found: float (M, 2), same unit.
-        radius: same unit.
-
-    Returns:
-        int64 (N,), for each truth an index into `found`, or -1.
-    """
-    truths, found = np.asarray(truths, np.float64), np.asarray(found, np.float64)
-    taken = np.full(len(truths), -1, np.int64)
-    if len(found) == 0:
-        return taken
-    free = np.ones(len(found), bool)
-    for number, truth in enumerate(truths):
-        squares = np.where(free, ((found - truth) ** 2).sum(axis=1), np.inf)
-        nearest = squares.argmin()
-        if squares[nearest] <= radius * radius:
-            taken[number] = nearest
-            free[nearest] = False
-    return taken

@@ -8,25 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from midog.tiles import grid, has_tissue, read_tile
+from midog.images.slide import ArraySlide
+from midog.images.tiles import grid, has_tissue, read_tile
 
 DATA = ROOT.parent / "shared" / "data"
 
 
-@given(st.integers(1, 400), st.integers(1, 400), st.integers(16, 64), st.floats(0, 0.9))
+@given(st.integers(1, 400), st.integers(1, 400), st.tuples(*[st.integers(16, 64)] * 2), st.floats(0, 0.9))
 def test_grid(width, height, tile, overlap):
     places = grid(width, height, tile, overlap)
     columns, rows = np.unique(places[:, 0]), np.unique(places[:, 1])
     assert places.dtype.kind == "i"
     assert places.tolist() == [[left, top] for top in rows for left in columns]
-    for starts, length in ((columns, width), (rows, height)):
+    for starts, length, side in ((columns, width, tile[0]), (rows, height, tile[1])):
         steps = np.diff(starts)
         assert starts[0] == 0
-        assert starts[-1] == max(length - tile, 0)
-        assert np.all(tile - steps >= tile * overlap)
-        assert np.ptp(steps) <= 1 if len(steps) else length <= tile
+        assert starts[-1] == max(length - side, 0)
+        assert np.all(side - steps >= side * overlap)
+        assert np.ptp(steps) <= 1 if len(steps) else length <= side
         if len(steps) > 1:  # one tile fewer, as evenly spread as pixels allow, would overlap too little
-            assert tile - -(-(length - tile) // (len(steps) - 1)) < tile * overlap
+            assert side - -(-(length - side) // (len(steps) - 1)) < side * overlap
 
 
 def test_grid_by_hand():
@@ -36,21 +37,11 @@ def test_grid_by_hand():
     assert len(grid(7215, 5412)) == 18 * 13
 
 
-class Slide:
-    def __init__(self, pixels):
-        self.pixels, self.size = pixels, pixels.shape[1::-1]
-
-    def read(self, x, y, width, height):
-        assert 0 <= x <= x + width <= self.size[0]
-        assert 0 <= y <= y + height <= self.size[1]
-        return self.pixels[y : y + height, x : x + width]
-
-
 def test_tiles_are_padded_with_white():
-    slide = Slide(np.arange(30 * 40 * 3, dtype=np.uint16).astype(np.uint8).reshape(30, 40, 3))
-    assert np.array_equal(read_tile(slide, 3, 5, 16), slide.pixels[5:21, 3:19])
-    tile = read_tile(slide, 32, 20, 16)
-    assert tile.shape == (16, 16, 3)
+    slide = ArraySlide(np.arange(30 * 40 * 3, dtype=np.uint16).astype(np.uint8).reshape(30, 40, 3))
+    assert np.array_equal(read_tile(slide, 3, 5, (16, 12)), slide.pixels[5:17, 3:19])
+    tile = read_tile(slide, 32, 20, (16, 14))
+    assert tile.shape == (14, 16, 3)
     assert tile.dtype == np.uint8
     assert np.array_equal(tile[:10, :8], slide.pixels[20:, 32:])
     assert np.all(tile[10:] == 255)
@@ -110,8 +101,8 @@ def test_glass_of_a_slide_is_skipped():
         # Above: glass with dust and loose cells, some of which a tile is kept for. Below: tissue.
         glass, tissue = pixels[:3072], pixels[4608:]
         kept = [
-            [has_tissue(read_tile(Slide(part), left, top, 512)) for left, top in grid(*part.shape[1::-1], overlap=0)]
-            for part in (glass, tissue)
+            [has_tissue(read_tile(slide, left, top, (512, 512))) for left, top in grid(*slide.size, overlap=0)]
+            for slide in map(ArraySlide, (glass, tissue))
         ]
         assert np.mean(kept[0]) < 0.4
         assert all(kept[1])

@@ -5,17 +5,18 @@ View 0 is the image. Views 0 to 3 are its quarter turns, views 4 to 7 those, mir
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 VIEWS = {1: (0,), 2: (0, 4), 4: (0, 1, 2, 3), 8: tuple(range(8))}  # by how many a system asks for
 
 
-def dihedral(images, view):
+def dihedral(images: torch.Tensor, view: int) -> torch.Tensor:
     """View 0 to 7 of (N, C, H, W): (N, C, H, W), or (N, C, W, H) after an odd number of quarter turns."""
     turned = torch.rot90(images, view % 4, (2, 3))
     return turned.flip(3) if view >= 4 else turned
 
 
-def boxes_from_view(boxes, view, height, width):
+def boxes_from_view(boxes: NDArray[np.float32], view: int, height: int, width: int) -> NDArray[np.float32]:
     """Where boxes in a view lie in its image.
 
     A pixel's centre is at integer coordinates, so mirroring takes x to width - 1 - x.

@@ -4,26 +4,34 @@
 import, so that happens inside.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from midog import metrics
+from midog.evaluation import metrics
+from midog.evaluation.metrics import Case, DetectionCase, Floats, Mask, StackCase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIZE, DPI = (5.2, 4.2), 110  # inches, dots an inch
 BLUE, PALE, ORANGE, GREY = "#1f5fa8", "#9db8d9", "#c2410c", "#8a8f98"
 
 
-def write_plots(track, cases, folder):
+def write_plots(track: int, cases: Sequence[Case], folder: Path) -> list[tuple[Path, str, str]]:
     """Write the plots of an evaluation as PNG.
 
     Args:
         track: 1 or 2.
-        cases: `midog.metrics.DetectionCase`s or `StackCase`s.
+        cases: `midog.evaluation.metrics.DetectionCase`s or `StackCase`s.
         folder: exists.
 
     Returns:
         list of (path, heading, what it shows).
     """
-    plots = {
+    plots: dict[int, tuple[tuple[str, str, Callable[..., None], str], ...]] = {
         1: (
             (
                 "precision-recall",
@@ -39,19 +47,21 @@ def write_plots(track, cases, folder):
                 "If points from a probability on were figures.",
             ),
             ("domains", "Domains", domains, "F1 as submitted, with 95 % intervals, bootstrap by image."),
-            ("reliability", "Reliability", reliability, "Share of points that are figures, by their probability."),
+            ("reliability", "Reliability", reliability, "Fraction of points that are figures, by their probability."),
         ),
         2: (
             ("roc", "ROC", roc, "Sensitivity over 1 - specificity."),
             ("domains", "Domains", domains, "Balanced accuracy as submitted, 95 % intervals, bootstrap by stack."),
-            ("reliability", "Reliability", reliability, "Share of crops that are atypical, by their probability."),
+            ("reliability", "Reliability", reliability, "Fraction of crops that are atypical, by their probability."),
             ("confusion-matrix", "Confusion matrix", confusion_matrix, "Crops by label and predicted class."),
         ),
-    }[track]
-    return [(write_plot(folder / f"{name}.png", draw, cases), heading, shown) for name, heading, draw, shown in plots]
+    }
+    return [
+        (write_plot(folder / f"{name}.png", draw, cases), heading, shown) for name, heading, draw, shown in plots[track]
+    ]
 
 
-def write_plot(path, draw, *arguments):
+def write_plot(path: Path, draw: Callable[..., None], *arguments: object) -> Path:
     """Draw on new axes, `draw(axes, *arguments)`, and write a PNG; returns its path."""
     import matplotlib
 
@@ -66,12 +76,12 @@ def write_plot(path, draw, *arguments):
     return path
 
 
-def _shares(axes, **labels):
+def _unit_axes(axes: "Axes", **labels: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02), **labels)
     axes.grid(color="#e5e7eb", linewidth=0.8)
 
 
-def precision_recall(axes, cases):
+def precision_recall(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
     points = metrics.operating_points(cases)
     figures = max(1, sum(case.positives for case in cases))
     axes.plot(points.true / figures, points.true / points.all, color=BLUE)
@@ -79,34 +89,34 @@ def precision_recall(axes, cases):
     if true + false:
         axes.plot(true / figures, true / (true + false), "o", color=ORANGE, label="as submitted")
         axes.legend()
-    _shares(axes, xlabel="recall", ylabel="precision")
+    _unit_axes(axes, xlabel="recall", ylabel="precision")
 
 
-def froc(axes, cases):
+def froc(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
     points = metrics.operating_points(cases)
     figures = max(1, sum(case.positives for case in cases))
     axes.plot((points.all - points.true) / len(cases), points.true / figures, color=BLUE, label="every threshold")
     false_per_image, recall = metrics.froc(cases)
     axes.plot(false_per_image, recall, ".", color=ORANGE, label="the organisers' 40 thresholds")
-    _shares(axes, xlabel="false positives an image", ylabel="recall")
+    _unit_axes(axes, xlabel="false positives an image", ylabel="recall")
     axes.set_xlim(0, metrics.FROC_MOST_FALSE)
     axes.legend(loc="lower right")
 
 
-def f1_over_threshold(axes, cases):
+def f1_over_threshold(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
     points = metrics.operating_points(cases)
     figures = sum(case.positives for case in cases)
     axes.plot(points.scores, metrics.f1(points.true, figures - points.true, points.all - points.true), color=BLUE)
     axes.axvline(0.5, color=GREY, linestyle=":", label="0.5")
-    _shares(axes, xlabel="least probability that is accepted", ylabel="F1")
+    _unit_axes(axes, xlabel="least probability that is accepted", ylabel="F1")
     axes.legend()
 
 
-def domains(axes, cases):
+def domains(axes: "Axes", cases: Sequence[Case]) -> None:
     """Bars of the ranking metric: overall, a tumour domain, a ROI type."""
     track = 1 if isinstance(cases[0], metrics.DetectionCase) else 2
     name, metric = metrics.RANKING[track]
-    groups = {"overall": cases} | {
+    groups: dict[str, Sequence[Case]] = {"overall": cases} | {
         stratum: chosen for stratum, chosen in metrics.STRATA[track](cases).items() if chosen
     }
     counts = [np.array([case.counts for case in chosen]) for chosen in groups.values()]
@@ -120,12 +130,12 @@ def domains(axes, cases):
     axes.set(yticks=places, yticklabels=[metrics.spoken(group) for group in groups], xlim=(0, 1), xlabel=name)
 
 
-def reliability(axes, cases):
+def reliability(axes: "Axes", cases: Sequence[Case]) -> None:
     scores, positive = metrics.scores_and_labels(cases)
     draw_reliability(axes, {"as submitted": scores}, positive, np.ones(len(scores)))
 
 
-def draw_reliability(axes, probabilities, positive, weights):
+def draw_reliability(axes: "Axes", probabilities: Mapping[str, Floats], positive: Mask, weights: Floats) -> None:
     """Reliability diagram of one or several versions of the probabilities.
 
     Args:
@@ -137,11 +147,11 @@ def draw_reliability(axes, probabilities, positive, weights):
     for colour, (name, values) in zip((BLUE, ORANGE), probabilities.items(), strict=False):
         predicted, observed, _ = metrics.reliability_bins(values, positive, weights)
         axes.plot(predicted, observed, marker="o", color=colour, label=name)
-    _shares(axes, xlabel="predicted probability", ylabel="observed share")
+    _unit_axes(axes, xlabel="predicted probability", ylabel="observed fraction")
     axes.legend()
 
 
-def roc(axes, cases):
+def roc(axes: "Axes", cases: Sequence[StackCase]) -> None:
     pages = metrics.pooled(cases)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
     if 0 < pages.positives < len(pages.labels):
@@ -151,22 +161,22 @@ def roc(axes, cases):
         true, false, missed, rejected = pages.counts
         axes.plot(false / (false + rejected), true / (true + missed), "o", color=ORANGE, label="as submitted")
         axes.legend(loc="lower right")
-    _shares(axes, xlabel="1 - specificity", ylabel="sensitivity")
+    _unit_axes(axes, xlabel="1 - specificity", ylabel="sensitivity")
 
 
-def confusion_matrix(axes, cases):
+def confusion_matrix(axes: "Axes", cases: Sequence[StackCase]) -> None:
     true, false, missed, rejected = metrics.pooled(cases).counts
     counts = np.array([[rejected, false], [missed, true]])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{count}\n{shares[row, column]:.1%}", ha="center", va="center", color=colour)
+        colour = "white" if fractions[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{count}\n{fractions[row, column]:.1%}", ha="center", va="center", color=colour)
     names = ["normal", "atypical"]
     axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names, xlabel="predicted", ylabel="label")
 
 
-def draw_threshold(axes, thresholds, values, chosen, name):
+def draw_threshold(axes: "Axes", thresholds: Floats, values: Floats, chosen: float, name: str) -> None:
     """A metric over the threshold, with the one that was chosen.
 
     Args:
@@ -177,5 +187,5 @@ def draw_threshold(axes, thresholds, values, chosen, name):
     axes.plot(thresholds, values, color=BLUE)
     axes.axvline(0.5, color=GREY, linestyle=":", label="0.5, before")
     axes.axvline(chosen, color=ORANGE, label=f"{chosen:.3f}, becomes 0.5")
-    _shares(axes, xlabel="threshold of the probability before", ylabel=name)
+    _unit_axes(axes, xlabel="threshold of the probability before", ylabel=name)
     axes.legend()

@@ -3,57 +3,52 @@
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-WHITE = 255
+from midog.images.slide import Slide
 
 BLOCK = 16  # px, about a third of a mitotic figure at .25 um/px
 STEP = 4  # px; every fourth pixel of every fourth row is looked at
 LEAST_RANGE = 10  # grey levels
 
 
-def grid(width, height, tile=512, overlap=0.2):
+def grid(width: int, height: int, tile: tuple[int, int] = (512, 512), overlap: float = 0.2) -> NDArray[np.int64]:
     """Places of the fewest tiles that cover an image with the overlap asked for, evenly spread.
 
     Args:
         width, height: px.
-        tile: side in px.
-        overlap: least share of the side that neighbours have in common, in [0, 1).
+        tile: (width, height), px.
+        overlap: least fraction of a tile's side that neighbours have in common, in [0, 1).
 
     Returns:
         int64 (N, 2), left and top in px, row by row. An image smaller than a tile has one, at 0, in that axis.
     """
-    columns, rows = _starts(width, tile, overlap), _starts(height, tile, overlap)
+    columns, rows = _starts(width, tile[0], overlap), _starts(height, tile[1], overlap)
     return np.stack([np.tile(columns, len(rows)), np.repeat(rows, len(columns))], axis=1)
 
 
-def _starts(length, tile, overlap):
-    longest_step = max(tile - math.ceil(tile * overlap), 1)
-    rest = max(length - tile, 0)
+def _starts(length: int, side: int, overlap: float) -> NDArray[np.int64]:
+    longest_step = max(side - math.ceil(side * overlap), 1)
+    rest = max(length - side, 0)
     steps = math.ceil(rest / longest_step)
     return np.arange(steps + 1, dtype=np.int64) * rest // max(steps, 1)
 
 
-def read_tile(slide, x, y, tile):
-    """Read a tile; white where it leaves the image on the right and below.
+def read_tile(slide: Slide, x: int, y: int, tile: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read a tile; white where it leaves the image.
 
     Args:
-        slide: with `size` (width, height) and `read(x, y, width, height)` -> uint8 (height, width, 3).
-        x, y: left and top in px, inside the image.
-        tile: side in px.
+        slide: what it is cut from.
+        x, y: left and top, px.
+        tile: (width, height), px.
 
     Returns:
-        uint8 (tile, tile, 3).
+        uint8 (height, width, 3).
     """
-    width, height = min(tile, slide.size[0] - x), min(tile, slide.size[1] - y)
-    pixels = slide.read(x, y, width, height)
-    if (width, height) == (tile, tile):
-        return pixels
-    padded = np.full((tile, tile, 3), WHITE, np.uint8)
-    padded[:height, :width] = pixels
-    return padded
+    return slide.read_padded(x, y, *tile)
 
 
-def has_tissue(pixels):
+def has_tissue(pixels: NDArray[np.uint8]) -> bool:
     """False only for what cannot hold a mitotic figure: glass, white, one colour.
 
     A figure is dark on lighter cytoplasm, so the brightest and the darkest 16 px block of its tile differ. Means of

@@ -7,11 +7,16 @@ evaluate.py.) Both kinds of case can also be counted at any other threshold.
 """
 
 import math
-from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from midog.calibration import LOGIT_LIMIT, between
+from midog.detections import Detections
 
 MATCH_MM = 7.5e-3
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
@@ -19,16 +24,28 @@ ROI_TYPES = ("hotspot", "challenging", "random")
 EPSILON = 1e-6  # the organisers', against division by zero
 FROC_THRESHOLDS, FROC_MOST_FALSE, FROC_STEPS = 40, 8, 50
 RECALL_STEPS = np.arange(0, 1.01, 0.01).tolist()  # the organisers' 101, rounding errors included
+Z_95 = 1.959964  # standard normal quantile of .975
 
-Steps = namedtuple("Steps", ["scores", "true", "all"])
-Steps.__doc__ = """What a falling threshold lets in.
-
-scores: float64 (K,), falling, all different.
-true, all: int64 (K,), the true positives, and all positives, that each score adds.
-"""
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Number = float | NDArray[Any]  # one, or one an element: of int or float64
 
 
-def _steps(scores, true_at, needed):
+class Steps(NamedTuple):
+    """What a falling threshold lets in.
+
+    Attributes:
+        scores: float64 (K,), falling, all different.
+        true, all: int64 (K,), the true positives, and all positives, that each score adds.
+    """
+
+    scores: Floats
+    true: Counts
+    all: Counts
+
+
+def _steps(scores: Floats, true_at: Callable[[float], int], needed: Floats) -> Steps:
     """`Steps` from a case's scores.
 
     Args:
@@ -46,6 +63,14 @@ def _steps(scores, true_at, needed):
     return Steps(distinct[::-1], true[::-1], count[::-1])
 
 
+class DetectionCounts(NamedTuple):
+    """By the organisers' names and in their order."""
+
+    true_positives: int
+    false_negatives: int
+    false_positives: int
+
+
 @dataclass(frozen=True, eq=False)
 class DetectionCase:
     """Track 1: an image, its truth and what was predicted for it.
@@ -55,45 +80,53 @@ class DetectionCase:
         domain: tumour domain, a number or a text.
         roi_type: one of `ROI_TYPES`.
         truths: float64 (T, 3), mm, in the order of the ground truth, which decides ties of the matching.
-        points: float64 (N, 3), mm.
-        accepted: bool (N,), the points named "mitotic figure".
-        scores: float64 (N,), `probability`.
+        detections: in the order of the prediction, accepted or not.
     """
 
     image: str
-    domain: object
+    domain: int | str
     roi_type: str
-    truths: np.ndarray
-    points: np.ndarray
-    accepted: np.ndarray
-    scores: np.ndarray
+    truths: Floats
+    detections: Detections
+
+    @cached_property
+    def points(self) -> Floats:
+        """(N, 3), mm; z is 0."""
+        return np.pad(self.detections.points_mm, ((0, 0), (0, 1)))
 
     @property
-    def positives(self):
+    def accepted(self) -> Mask:
+        """(N,), the points named "mitotic figure"."""
+        return self.detections.accepted
+
+    @property
+    def scores(self) -> Floats:
+        """(N,), `probability`."""
+        return self.detections.probabilities
+
+    @property
+    def positives(self) -> int:
         return len(self.truths)
 
     @cached_property
-    def counts(self):
-        """(true_positives, false_negatives, false_positives) of the accepted points."""
+    def counts(self) -> DetectionCounts:
+        """Of the accepted points."""
         from evalutils.scorers import score_detection
 
-        found = self._on_plane[self.accepted]
-        return score_detection(ground_truth=self.truths.tolist(), predictions=found.tolist(), radius=MATCH_MM)
-
-    @property
-    def _on_plane(self):
-        return self.points * (1, 1, 0)
+        found = self.points[self.accepted].tolist()
+        return DetectionCounts(*score_detection(ground_truth=self.truths.tolist(), predictions=found, radius=MATCH_MM))
 
     @cached_property
-    def _hits(self):
+    def _hits(self) -> list[list[int]]:
         """For each truth the points within the radius, nearest first."""
         if len(self.truths) == 0 or len(self.points) == 0:
             return []
         from evalutils.scorers import find_hits_for_targets
 
-        return find_hits_for_targets(targets=self.truths, predictions=self._on_plane, radius=MATCH_MM)
+        hits: list[list[int]] = find_hits_for_targets(targets=self.truths, predictions=self.points, radius=MATCH_MM)
+        return hits
 
-    def matched(self, allowed):
+    def matched(self, allowed: Mask) -> Mask:
         """The greedy matching of `score_detection` when only some points are there.
 
         Args:
@@ -108,11 +141,11 @@ class DetectionCase:
         return taken
 
     @cached_property
-    def missed(self):
+    def missed(self) -> Counts:
         """int64 (F,), indices of the truths that no accepted point matched."""
         return np.flatnonzero(self._match(self.accepted) < 0)
 
-    def _match(self, allowed):
+    def _match(self, allowed: Mask) -> Counts:
         """int64 (T,), the point that each truth took, or -1."""
         free = allowed.tolist()
         taken = np.full(len(self.truths), -1, np.int64)
@@ -125,7 +158,7 @@ class DetectionCase:
         return taken
 
     @cached_property
-    def steps(self):
+    def steps(self) -> Steps:
         near = np.concatenate([np.zeros(0, np.int64), *self._hits]).astype(np.int64)
         return _steps(self.scores, lambda score: int(self.matched(self.scores >= score).sum()), self.scores[near])
 
@@ -143,37 +176,69 @@ class StackCase:
     """
 
     image: str
-    domains: np.ndarray
-    labels: np.ndarray
-    called: np.ndarray
-    scores: np.ndarray
+    domains: NDArray[Any]
+    labels: Mask
+    called: Mask
+    scores: Floats
 
     @property
-    def positives(self):
+    def positives(self) -> int:
         return int(self.labels.sum())
 
     @property
-    def counts(self):
-        """(true positives, false positives, false negatives, true negatives), int."""
-        labels, called = self.labels, self.called
-        pairs = ((labels, called), (~labels, called), (labels, ~called), (~labels, ~called))
-        return tuple(int((truth & answer).sum()) for truth, answer in pairs)
+    def counts(self) -> tuple[int, int, int, int]:
+        """(true positives, false positives, false negatives, true negatives)."""
+        return confusion(self.labels, self.called)
 
-    def of_domain(self, domain):
+    def of_domain(self, domain: int | str) -> "StackCase":
         """The pages of one tumour domain."""
         mine = self.domains == domain
         return StackCase(self.image, self.domains[mine], self.labels[mine], self.called[mine], self.scores[mine])
 
     @cached_property
-    def steps(self):
+    def steps(self) -> Steps:
         atypical = self.scores[self.labels]
         return _steps(self.scores, lambda score: int((atypical >= score).sum()), atypical)
+
+
+Case = DetectionCase | StackCase
+
+
+# --- matching -----------------------------------------------------------------
+
+
+def match(truths: ArrayLike, found: ArrayLike, radius: float) -> Counts:
+    """One-to-one greedy matching, as the organisers do it; `DetectionCase.matched` is its twin at any threshold.
+
+    Each truth, in order, takes its nearest free point with distance <= radius (evalutils 0.5.0, `score_detection`).
+    Not optimal: the order of truths matters. Of points equally near, the first is taken; there the scorer has no rule.
+
+    Args:
+        truths: float (N, 2), in any unit.
+        found: float (M, 2), same unit.
+        radius: same unit.
+
+    Returns:
+        int64 (N,), for each truth an index into `found`, or -1.
+    """
+    targets, points = np.asarray(truths, np.float64), np.asarray(found, np.float64)
+    taken = np.full(len(targets), -1, np.int64)
+    if len(points) == 0:
+        return taken
+    free = np.ones(len(points), bool)
+    for number, target in enumerate(targets):
+        squares = np.where(free, ((points - target) ** 2).sum(axis=1), np.inf)
+        nearest = squares.argmin()
+        if squares[nearest] <= radius * radius:
+            taken[number] = nearest
+            free[nearest] = False
+    return taken
 
 
 # --- counts at every threshold ------------------------------------------------
 
 
-def operating_points(cases):
+def operating_points(cases: Sequence[Case]) -> Steps:
     """Counts over all cases at every threshold at which they change.
 
     Args:
@@ -183,25 +248,83 @@ def operating_points(cases):
         `Steps` whose counts are totals: of the positives with a score from `scores[i]` on.
     """
     joined = [np.concatenate(parts) for parts in zip(*(case.steps for case in cases), strict=True)]
-    scores, true, positives = joined or (np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return _totals(*joined) if joined else Steps(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _totals(scores: Floats, true: Counts, positives: Counts) -> Steps:
+    """What several predictions, or groups of them, add at their scores -> totals from each different score on."""
     order = np.argsort(-scores, kind="stable")
     scores, true, positives = scores[order], true[order].cumsum(), positives[order].cumsum()
     last = np.append(scores[1:] != scores[:-1], True) if len(scores) else np.zeros(0, bool)
     return Steps(scores[last], true[last], positives[last])
 
 
-def counts_at(points, threshold):
+def best_operating_point(scores: ArrayLike, hits: ArrayLike, truths: int) -> tuple[float, float]:
+    """The best F1 that a threshold reaches, and that threshold; equal scores come in together.
+
+    Args:
+        scores: float (N,), of candidates, in [0, 1]; those that a `Calibration` cannot tell apart count as equal.
+        hits: bool or int (N,), 1 where a candidate is matched to a figure.
+        truths: number of figures, found or not.
+
+    Returns:
+        F1, and the threshold midway, in logits, between the last accepted and the next candidate.
+    """
+    clipped = np.clip(np.asarray(scores, np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
+    points = _totals(clipped, np.asarray(hits).astype(np.int64), np.ones(len(clipped), np.int64))
+    if not len(clipped) or not points.true[-1]:
+        return 0.0, 0.5
+    values = 2 * points.true / (points.all + truths)
+    best = int(np.argmax(values))
+    refused = float(points.scores[best + 1]) if best + 1 < len(values) else None
+    return float(values[best]), between(float(points.scores[best]), refused)
+
+
+def stepwise_average_precision(scores: ArrayLike, hits: ArrayLike, truths: int) -> float:
+    """Area under the stepwise precision-recall curve over different scores, whatever the order of equal ones.
+
+    Args:
+        scores, hits, truths: as `best_operating_point`.
+    """
+    values = np.asarray(scores, np.float64)
+    if not len(values) or not truths:
+        return 0.0
+    points = _totals(values, np.asarray(hits).astype(np.int64), np.ones(len(values), np.int64))
+    highest_from_here = np.maximum.accumulate((points.true / points.all)[::-1])[::-1]
+    return float((np.diff(points.true / truths, prepend=0.0) * highest_from_here).sum())
+
+
+def counts_at(points: Steps, threshold: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     """(true positives, all positives) of `operating_points` from a threshold on; arrays for several thresholds."""
     place = np.searchsorted(-points.scores, -np.asarray(threshold), side="right")
     return np.append(0, points.true)[place], np.append(0, points.all)[place]
 
 
-def f1(true_positives, false_negatives, false_positives):
+def f1(true_positives: Number, false_negatives: Number, false_positives: Number) -> Number:
     """The organisers' F1, of counts or arrays of them: 1.0 where there is nothing to find and nothing is found."""
     return (2 * true_positives + EPSILON) / (2 * true_positives + false_positives + false_negatives + EPSILON)
 
 
-def bootstrap_by_image(counts, metric, draws=1000, seed=0):
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, J Am Stat Assoc 1927;22:209-212); total > 0.
+
+    Returns:
+        low, high, in [0, 1].
+    """
+    fraction, z2 = count / total, Z_95 * Z_95
+    centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z_95 / (1 + z2 / total) * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _middle_95(values: ArrayLike) -> tuple[float, float]:
+    low, high = np.nanpercentile(np.asarray(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_by_image(
+    counts: ArrayLike, metric: Callable[..., Number], draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """95 % interval of a metric of summed counts when whole images are drawn with replacement.
 
     Args:
@@ -213,17 +336,16 @@ def bootstrap_by_image(counts, metric, draws=1000, seed=0):
     Returns:
         (low, high) floats.
     """
-    counts = np.asarray(counts)
+    rows = np.asarray(counts)
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
-    low, high = np.nanpercentile(metric(*(weights @ counts).T), [2.5, 97.5])
-    return float(low), float(high)
+    weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws)
+    return _middle_95(metric(*(weights @ rows).T))
 
 
 # --- Track 1 ------------------------------------------------------------------
 
 
-def average_precision(cases):
+def average_precision(cases: Sequence[DetectionCase]) -> float:
     """COCO's AP at an IoU of 0.5 over all points, whatever their name; -1 where no image has a figure.
 
     Squares of 22.5 um in mm, as they are: COCO's classes of area do not touch the figure over all areas. With equal
@@ -242,7 +364,7 @@ def average_precision(cases):
         backend="faster_coco_eval",
     )
 
-    def squares(points):
+    def squares(points: Floats) -> dict[str, torch.Tensor]:
         x, y = points[:, :1], points[:, 1:2]
         sides = np.concatenate([x - HALF_SIDE_MM, y - HALF_SIDE_MM, x + HALF_SIDE_MM, y + HALF_SIDE_MM], axis=1)
         return {"boxes": torch.tensor(sides, dtype=torch.float32), "labels": torch.ones(len(points), dtype=torch.int)}
@@ -250,14 +372,14 @@ def average_precision(cases):
     for case in cases:
         scores = torch.tensor(case.scores, dtype=torch.float32)
         metric.update([squares(case.points) | {"scores": scores}], [squares(case.truths)])
-    return metric.compute()["map_50"].item()
+    return float(metric.compute()["map_50"].item())
 
 
-def froc(cases):
+def froc(cases: Sequence[DetectionCase]) -> tuple[Floats, Floats]:
     """Free-response operating characteristic at 40 thresholds, spaced evenly from the lowest to the highest score.
 
     Args:
-        cases: list of `DetectionCase`.
+        cases: of any number.
 
     Returns:
         false positives an image and recall, float64 (40,) each; (1,) if all scores are equal, (0,) without points.
@@ -271,7 +393,7 @@ def froc(cases):
     return (positives - true) / len(cases), true / (sum(case.positives for case in cases) + EPSILON)
 
 
-def froc_area(cases):
+def froc_area(cases: Sequence[DetectionCase]) -> float:
     """Area under `froc` from 0 to 8 false positives an image, not normalised (8 at most); nan without points.
 
     Points of the curve with equally many false positives come in the order that `numpy.argsort` leaves them in, which
@@ -286,28 +408,28 @@ def froc_area(cases):
     return float(np.trapezoid(heights, steps))
 
 
-def detection_figures(cases):
+def detection_figures(cases: Sequence[DetectionCase]) -> dict[str, float]:
     """precision, recall, f1, AP and froc_auc, floats, of some cases; the organisers' stand-ins where there are none."""
     true, missed, false = (sum(case.counts[index] for case in cases) for index in range(3))
     return {
         "precision": true / (true + false + EPSILON),
         "recall": true / (true + missed + EPSILON),
-        "f1": f1(true, missed, false),
+        "f1": float(f1(true, missed, false)),
         "AP": average_precision(cases),
         "froc_auc": froc_area(cases),
     }
 
 
-def detection_strata(cases):
+def detection_strata(cases: Sequence[DetectionCase]) -> dict[str, list[DetectionCase]]:
     """The cases of each tumour domain, "tumor_0" and so on, then of each ROI type, "roi_type_hotspot" and so on."""
     strata = {
         f"tumor_{domain}": [case for case in cases if case.domain == domain]
-        for domain in sorted({case.domain for case in cases})
+        for domain in sorted({case.domain for case in cases})  # type: ignore[type-var]  # all numbers or all texts
     }
     return strata | {f"roi_type_{kind}": [case for case in cases if case.roi_type == kind] for kind in ROI_TYPES}
 
 
-def spoken(stratum):
+def spoken(stratum: str) -> str:
     """A stratum's name for people: "tumour domain 0"."""
     for start, text in (("tumor_", "tumour domain "), ("domain_", "tumour domain "), ("roi_type_", "ROI type ")):
         if stratum.startswith(start):
@@ -315,7 +437,7 @@ def spoken(stratum):
     return stratum
 
 
-def detection_aggregates(cases):
+def detection_aggregates(cases: Sequence[DetectionCase]) -> dict[str, float]:
     """The `aggregates` of Track 1's metrics.json, in its order."""
     overall = detection_figures(cases)
     first = ("precision", "recall", "f1_score", "froc_auc", "AP")
@@ -329,7 +451,14 @@ def detection_aggregates(cases):
 # --- Track 2 ------------------------------------------------------------------
 
 
-def classification_metrics(labels, probabilities, called=None):
+def confusion(labels: Mask, called: Mask) -> tuple[int, int, int, int]:
+    """(true positives, false positives, false negatives, true negatives) of bool (N,) each."""
+    pairs = ((labels, called), (~labels, called), (labels, ~called), (~labels, ~called))
+    true, false, missed, rejected = (int((truth & answer).sum()) for truth, answer in pairs)
+    return true, false, missed, rejected
+
+
+def classification_metrics(labels: ArrayLike, probabilities: ArrayLike, called: Mask | None = None) -> dict[str, float]:
     """Track 2's metrics; atypical is the positive class.
 
     Args:
@@ -343,22 +472,31 @@ def classification_metrics(labels, probabilities, called=None):
     """
     from sklearn.metrics import roc_auc_score
 
-    labels = np.asarray(labels).astype(bool)
-    called = np.asarray(probabilities) >= 0.5 if called is None else called
-    sensitivity = float(called[labels].mean()) if labels.any() else float("nan")
-    specificity = float((~called[~labels]).mean()) if (~labels).any() else float("nan")
-    both = labels.any() and (~labels).any()
+    atypical = np.asarray(labels).astype(bool)
+    true, false, missed, rejected = confusion(atypical, np.asarray(probabilities) >= 0.5 if called is None else called)
+    sensitivity = true / (true + missed) if true + missed else math.nan
+    specificity = rejected / (rejected + false) if rejected + false else math.nan
+    both = 0 < true + missed < len(atypical)
     return {
         "balanced_accuracy": (sensitivity + specificity) / 2,
-        "roc_auc": float(roc_auc_score(labels, probabilities)) if both else float("nan"),
+        "roc_auc": float(roc_auc_score(atypical, probabilities)) if both else math.nan,
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "accuracy": float((called == labels).mean()),
+        "accuracy": (true + rejected) / len(atypical),
     }
 
 
-def bootstrap_by_case(labels, probabilities, cases, metric, draws=1000, seed=0):
+def bootstrap_by_case(
+    labels: NDArray[Any],
+    probabilities: NDArray[Any],
+    cases: NDArray[Any],
+    metric: str,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """95 % interval of a metric when whole cases are drawn with replacement.
+
+    An area under a curve is no function of summed counts, which `bootstrap_by_image` needs and is quicker with.
 
     Args:
         labels, probabilities, cases: (N,).
@@ -375,16 +513,16 @@ def bootstrap_by_case(labels, probabilities, cases, metric, draws=1000, seed=0):
     for _ in range(draws):
         drawn = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
         figures.append(classification_metrics(labels[drawn], probabilities[drawn])[metric])
-    return tuple(float(figure) for figure in np.nanpercentile(figures, [2.5, 97.5]))
+    return _middle_95(figures)
 
 
-def pooled(stacks):
+def pooled(stacks: Sequence[StackCase]) -> StackCase:
     """The pages of all stacks as one `StackCase` without a name."""
     names = ("domains", "labels", "called", "scores")
     return StackCase("", *(np.concatenate([getattr(stack, name) for stack in stacks]) for name in names))
 
 
-def stack_strata(stacks):
+def stack_strata(stacks: Sequence[StackCase]) -> dict[str, list[StackCase]]:
     """The pages of each tumour domain, "domain_1" and so on: for each the `StackCase`s, cut to these pages."""
     strata = {}
     for domain in np.unique(pooled(stacks).domains):
@@ -393,13 +531,15 @@ def stack_strata(stacks):
     return strata
 
 
-def balanced_accuracy(true_positives, false_positives, false_negatives, true_negatives):
+def balanced_accuracy(
+    true_positives: Number, false_positives: Number, false_negatives: Number, true_negatives: Number
+) -> Number:
     """Mean of sensitivity and specificity, of counts or arrays of them; that of an absent class counts as 0."""
     sensitivity = true_positives / np.maximum(true_positives + false_negatives, 1)
     return (sensitivity + true_negatives / np.maximum(true_negatives + false_positives, 1)) / 2
 
 
-def stack_aggregates(stacks):
+def stack_aggregates(stacks: Sequence[StackCase]) -> dict[str, Any]:
     """The `aggregates` of Track 2's metrics.json, in its order.
 
     The organisers' run ends where a class is absent over all stacks; here those figures are nan. In a domain they
@@ -408,7 +548,7 @@ def stack_aggregates(stacks):
     names = ("sensitivity", "specificity", "balanced_accuracy", "roc_auc", "accuracy")
     pages = pooled(stacks)
     figures = classification_metrics(pages.labels, pages.scores, pages.called)
-    aggregates = {f"overall_{name}": figures[name] for name in names}
+    aggregates: dict[str, Any] = {f"overall_{name}": figures[name] for name in names}
     for stratum, parts in stack_strata(stacks).items():
         part = pooled(parts)
         figures = classification_metrics(part.labels, part.scores, part.called)
@@ -421,16 +561,21 @@ def stack_aggregates(stacks):
 # --- calibration --------------------------------------------------------------
 
 
-def scores_and_labels(cases):
+def scores_and_labels(cases: Sequence[Case]) -> tuple[Floats, Mask]:
     """Every prediction's score, float64 (N,), and whether it is one of a figure (atypical one), bool (N,)."""
     scores = np.concatenate([case.scores for case in cases])
-    if isinstance(cases[0], DetectionCase):
-        return scores, np.concatenate([case.matched(np.ones(len(case.scores), bool)) for case in cases])
-    return scores, np.concatenate([case.labels for case in cases])
+    return scores, np.concatenate(
+        [
+            case.matched(np.ones(len(case.scores), bool)) if isinstance(case, DetectionCase) else case.labels
+            for case in cases
+        ]
+    )
 
 
-def reliability_bins(probabilities, positive, weights, count=10):
-    """Predicted probability against observed share, in bins of equal width.
+def reliability_bins(
+    probabilities: Floats, positive: Mask, weights: Floats, count: int = 10
+) -> tuple[Floats, Floats, Floats]:
+    """Predicted probability against observed fraction, in bins of equal width.
 
     Args:
         probabilities: float (N,); values outside [0, 1] count as the nearest in it.
@@ -439,7 +584,7 @@ def reliability_bins(probabilities, positive, weights, count=10):
         count: of bins.
 
     Returns:
-        predicted, observed, share: float64, one a bin that is not empty: weighted means, and its part of all weight.
+        predicted, observed, fraction: float64, one a bin that is not empty: weighted means, and its part of all weight.
     """
     clipped = np.clip(probabilities, 0, 1)
     bins = np.minimum((clipped * count).astype(int), count - 1)
@@ -450,12 +595,13 @@ def reliability_bins(probabilities, positive, weights, count=10):
     return predicted[full] / total[full], observed[full] / total[full], total[full] / total.sum()
 
 
-def calibration_errors(probabilities, positive, weights):
+def calibration_errors(probabilities: Floats, positive: Mask, weights: Floats) -> tuple[float, float]:
     """(expected calibration error over 10 bins, Brier score), floats; arguments as `reliability_bins`."""
-    predicted, observed, share = reliability_bins(probabilities, positive, weights)
+    predicted, observed, fraction = reliability_bins(probabilities, positive, weights)
     brier = np.average((np.clip(probabilities, 0, 1) - positive) ** 2, weights=weights)
-    return float((share * np.abs(predicted - observed)).sum()), float(brier)
+    return float((fraction * np.abs(predicted - observed)).sum()), float(brier)
 
 
-RANKING = {1: ("F1", f1), 2: ("balanced accuracy", balanced_accuracy)}  # by track, a function of the sums of `counts`
-STRATA = {1: detection_strata, 2: stack_strata}  # by track
+# By track, a function of the sums of `counts`.
+RANKING: dict[int, tuple[str, Callable[..., Number]]] = {1: ("F1", f1), 2: ("balanced accuracy", balanced_accuracy)}
+STRATA: dict[int, Callable[..., Mapping[str, Sequence[Case]]]] = {1: detection_strata, 2: stack_strata}  # by track

@@ -1,0 +1,1 @@
+"""What runs the networks: weights and devices, detectors, classifiers, the two stages."""

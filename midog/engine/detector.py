@@ -1,0 +1,248 @@
+"""Tiles -> boxes: networks, several as one, views, and a slide cut into tiles for them.
+
+Every wrapper here is a `Detector`: a callable that takes float32 (N, 3, H, W) RGB in [0, 1] and returns, for each
+image, boxes float32 (K, 4) px and scores float32 (K,) as numpy arrays. `classifier.py` is its like.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from midog import system as schema
+from midog.engine.boxes import nms, weighted_box_fusion
+from midog.engine.views import VIEWS, boxes_from_view, dihedral
+from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_network, to_tensor
+from midog.images.tiles import grid, has_tissue, read_tile
+from midog.models import DETECTORS
+
+BATCH_SIZE = {"cpu": 2, "cuda": 16}
+
+Found = tuple[NDArray[np.float32], NDArray[np.float32]]
+Detector = Callable[[torch.Tensor], list[Found]]
+Item = TypeVar("Item")
+
+
+class Pixels(Protocol):
+    """What is cut into tiles: `midog.images.slide.Slide`, or anything with its pixels and scale."""
+
+    size: tuple[int, int]
+    um_per_px: tuple[float, float]
+
+    def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]: ...
+
+    def read_padded(self, x: int, y: int, width: int, height: int, fill: int = 255) -> NDArray[np.uint8]: ...
+
+
+class Progress(Protocol):
+    """Wraps the places of tiles, such as tqdm."""
+
+    def __call__(self, places: NDArray[np.int64], /) -> Iterable[NDArray[np.int64]]: ...
+
+
+class NetworkDetector:
+    """A network that gives boxes and logits of one class, behind its threshold and non-maximum suppression.
+
+    Args:
+        network: module, (N, 3, H, W) in [0, 1] -> boxes (N, 4, P) px, logits (N, 1, P).
+        score_threshold: the least score of a candidate.
+        nms_iou: of two boxes that overlap more, the one with the higher score stays.
+        precision: as `midog.engine.weights.autocast`.
+    """
+
+    def __init__(self, network: nn.Module, score_threshold: float, nms_iou: float, precision: str = "auto") -> None:
+        self.network, self.score_threshold, self.nms_iou = network.eval(), score_threshold, nms_iou
+        self.precision = precision
+
+    def __call__(self, tiles: torch.Tensor) -> list[Found]:
+        with autocast(tiles.device, self.precision):
+            boxes, logits = self.network(tiles.contiguous(memory_format=torch.channels_last))
+        height, width = tiles.shape[2:]
+        # Clipped to the tile: a distance that overflowed must not end the slide.
+        corner = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes.device)[:, None]
+        found = []
+        for box, score in zip(boxes.float(), torch.sigmoid(logits[:, 0].float()), strict=True):
+            box = torch.minimum(box.clamp(min=0), corner)
+            sure = (score >= self.score_threshold) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
+            box, score = box[:, sure].T.cpu().numpy(), score[sure].cpu().numpy()
+            kept = nms(box, score, self.nms_iou)
+            found.append((box[kept], score[kept]))
+        return found
+
+
+class AveragedNetwork(nn.Module):
+    """Networks of one architecture as one: the mean of their boxes and of their probabilities, place by place.
+
+    Args:
+        networks: modules, (N, 3, H, W) -> boxes (N, 4, P) px, logits (N, classes, P).
+
+    Forward: the same, float32; a logit is that of the mean probability.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes, logits = zip(*(network(tiles) for network in self.networks), strict=True)
+        probability = torch.stack([torch.sigmoid(each.float()) for each in logits]).mean(0)
+        return torch.stack([each.float() for each in boxes]).mean(0), torch.logit(probability, eps=1e-6)
+
+
+class FusedDetector:
+    """Weighted box fusion of what several detectors find.
+
+    Args:
+        detectors: callables.
+        iou_threshold: boxes that overlap by so much are one figure.
+    """
+
+    def __init__(self, detectors: Sequence[Detector], iou_threshold: float) -> None:
+        self.detectors, self.iou_threshold = detectors, iou_threshold
+
+    def __call__(self, tiles: torch.Tensor) -> list[Found]:
+        found = zip(*(detector(tiles) for detector in self.detectors), strict=True)
+        return [weighted_box_fusion(each, self.iou_threshold) for each in found]
+
+
+class DetectorView:
+    """A detector that looks at a dihedral view, and tells where in the image its boxes lie."""
+
+    def __init__(self, detector: Detector, view: int) -> None:
+        self.detector, self.view = detector, view
+
+    def __call__(self, tiles: torch.Tensor) -> list[Found]:
+        found = self.detector(dihedral(tiles, self.view))
+        height, width = tiles.shape[2:]
+        return [(boxes_from_view(boxes, self.view, height, width), scores) for boxes, scores in found]
+
+
+class DetectorViews(FusedDetector):
+    """Weighted box fusion of what a detector finds in the dihedral views of an image.
+
+    The views go through the detector one after the other: a batch of them all takes as many times the memory, and no
+    less time on a CPU, where the batch is as large as pays already.
+
+    Args:
+        detector: callable.
+        count: of views: 1, 2, 4 or 8.
+        iou_threshold: as `FusedDetector`.
+    """
+
+    def __init__(self, detector: Detector, count: int, iou_threshold: float) -> None:
+        super().__init__([DetectorView(detector, view) for view in VIEWS[count]], iou_threshold)
+
+
+def load_detector(system: schema.System, device: torch.device, score_threshold: float | None = None) -> Detector:
+    """A system's detector with all its members and views, on a device.
+
+    Args:
+        system: with a `detector`.
+        device: torch.device.
+        score_threshold: instead of the system's own.
+
+    Raises:
+        UserError: as `midog.engine.weights.load_network`.
+    """
+    part = system.detector
+    assert part is not None
+    threshold = part.score_threshold if score_threshold is None else score_threshold
+    networks: list[nn.Module] = []
+    for member in part.members:
+        network = fold_batch_norms(load_network(DETECTORS, part.network, part.options, system.path_of(member)))
+        networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    if part.fusion == "average" and len(networks) > 1:
+        networks = [AveragedNetwork(networks)]
+    detectors = [NetworkDetector(network, threshold, part.nms_iou, part.precision) for network in networks]
+    detector = FusedDetector(detectors, part.nms_iou) if len(detectors) > 1 else detectors[0]
+    return DetectorViews(detector, part.views, part.nms_iou) if part.views > 1 else detector
+
+
+def tiles_with_tissue(
+    slide: Pixels, places: Iterable[NDArray[np.int64]], tile: tuple[int, int]
+) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
+    """Read the tiles at `places` and yield (place, uint8 (height, width, 3)) of those that hold tissue."""
+    for x, y in places:
+        pixels = read_tile(slide, int(x), int(y), tile)
+        if has_tissue(pixels):
+            yield (int(x), int(y)), pixels
+
+
+def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """Iterate in a thread of its own, at most `count` items ahead, so that reading runs beside the network."""
+    waiting: queue.Queue[object] = queue.Queue(count)
+    stop = threading.Event()
+    end = object()
+
+    def work() -> None:
+        try:
+            for item in items:
+                waiting.put(item)
+                if stop.is_set():
+                    return
+            waiting.put(end)
+        except BaseException as error:  # raised again where the items are used
+            waiting.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                waiting.get(timeout=0.05)
+
+
+@torch.inference_mode()
+def find_candidates(
+    slide: Pixels,
+    detector: Detector,
+    tile: tuple[int, int],
+    overlap: float,
+    device: torch.device,
+    progress: Progress | None = None,
+    batch: int | None = None,
+) -> Found:
+    """Run a detector over a slide.
+
+    Args:
+        slide: see `Pixels`.
+        detector: see this module.
+        tile, overlap: (width, height) px, and fraction of the tile's sides.
+        device: torch.device.
+        progress: wraps the places (tqdm).
+        batch: tiles a forward; by the kind of device if not given.
+
+    Returns:
+        boxes float32 (K, 4) in px of the slide, scores float32 (K,): of all tiles, not yet merged.
+
+    Raises:
+        UserError: the slide's pixels cannot be decoded; memory runs out for a single tile.
+    """
+    batch = batch or BATCH_SIZE[device.type]
+    boxes, scores = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.float32)]
+
+    def forward(block: list[tuple[tuple[int, int], NDArray[np.uint8]]]) -> Iterable[tuple[tuple[int, int], Found]]:
+        found = detector(to_tensor([pixels for _, pixels in block], device))
+        return zip([place for place, _ in block], found, strict=True)
+
+    places = grid(*slide.size, tile, overlap)
+    tiles = prefetch(tiles_with_tissue(slide, progress(places) if progress else places, tile), 2 * batch)
+    for (x, y), (box, score) in in_batches(tiles, forward, batch, "tiles"):
+        box = box + np.array([x, y, x, y], np.float32)
+        centres = (box[:, :2] + box[:, 2:]) / 2
+        inside = ((centres >= 0) & (centres < slide.size)).all(1)  # and not in the white around a small image
+        boxes.append(box[inside])
+        scores.append(score[inside])
+    return np.concatenate(boxes), np.concatenate(scores)

@@ -1,0 +1,117 @@
+"""Slide -> candidates -> merged -> classified: everything between an image and its detections (Track 1)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from midog import system as schema
+from midog.calibration import logit, sigmoid
+from midog.detections import Detections
+from midog.engine.boxes import merge_near, nms
+from midog.engine.classifier import classify, field_of, load_classifier
+from midog.engine.detector import Pixels, Progress, find_candidates, load_detector, prefetch
+
+PREFETCHED = 64  # crops
+
+
+def cut_candidate(
+    slide: Pixels, box: NDArray[np.floating], field_um: float, size: int, margin: float = 1.0
+) -> NDArray[np.uint8]:
+    """What a classifier sees of a candidate.
+
+    Args:
+        slide: see `midog.engine.detector.Pixels`.
+        box: float (4,), px of the slide.
+        field_um: side of the square around the box's centre; 0 takes the box itself, as the SZTU paper does.
+        size: px of the result's side.
+        margin: factor of the side, for training, which turns and shifts.
+
+    Returns:
+        uint8 (size, size, 3); white outside the slide.
+    """
+    from PIL import Image
+
+    sides = field_um / np.array(slide.um_per_px) if field_um else np.maximum(box[2:] - box[:2], 1)
+    centre = (box[:2] + box[2:]) / 2 + 0.5  # from pixel centres to the pixels' corners, as Pillow counts
+    start, stop = centre - margin * sides / 2, centre + margin * sides / 2
+    left, top = np.floor(start).astype(int).tolist()
+    right, bottom = np.ceil(stop).astype(int).tolist()
+    window = slide.read_padded(left, top, right - left, bottom - top)
+    area = (start[0] - left, start[1] - top, stop[0] - left, stop[1] - top)
+    return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BILINEAR, box=area))
+
+
+def with_score(probabilities: NDArray[np.floating], scores: NDArray[np.floating], weight: float) -> NDArray[np.float64]:
+    """A classifier's probabilities and a detector's scores as one: logit(p) + weight x logit(score).
+
+    Args:
+        probabilities, scores: float (K,), in [0, 1].
+        weight: 0 leaves the classifier alone, as the SZTU paper does.
+
+    Returns:
+        float64 (K,).
+    """
+    return sigmoid(logit(probabilities) + weight * logit(scores))
+
+
+class SystemDetector:
+    """A Track 1 system, loaded on a device: `SystemDetector(system, device)(slide)` for any number of slides.
+
+    Candidates are merged across tiles before they are classified, so that each place is classified once and the
+    result does not depend on how a tile cut it; `merge.after_classification` is the SZTU paper's order.
+
+    Args:
+        system: `midog.system.System` with a detector.
+        device: torch.device.
+    """
+
+    def __init__(self, system: schema.System, device: torch.device) -> None:
+        assert system.detector is not None
+        self.part, self.device = system.detector, device
+        self.detector = load_detector(system, device)
+        self.score_weight, self.classifier = 0.0, None
+        if system.classifier:
+            self.field_um, self.crop_px = field_of(system.classifier)
+            self.score_weight = system.classifier.score_weight
+            self.classifier = load_classifier(system, device, self.field_um)
+
+    def __call__(self, slide: Pixels, progress: Progress | None = None, batch: int | None = None) -> Detections:
+        """Detect on a slide whose um per pixel is the system's; in reading order."""
+        part = self.part
+        boxes, scores = find_candidates(slide, self.detector, part.tile, part.overlap, self.device, progress, batch)
+        late = part.merge.after_classification
+        if not late:
+            kept = self._merged(slide, boxes, scores)
+            boxes, scores = boxes[kept], scores[kept]
+        # Neighbours one after the other, so that the reader has their pixels at hand.
+        order = np.lexsort((boxes[:, 0], boxes[:, 1] // part.tile[1]))
+        boxes, scores = boxes[order], scores[order]
+        probabilities = self._probabilities(slide, boxes, scores)
+        if late:
+            kept = np.sort(self._merged(slide, boxes, probabilities))
+            boxes, scores, probabilities = boxes[kept], scores[kept], probabilities[kept]
+        origin = getattr(slide, "origin_mm", (0.0, 0.0))
+        return Detections.of(boxes, probabilities, slide.um_per_px, origin, scores=scores)
+
+    def _merged(self, slide: Pixels, boxes: NDArray[np.float32], scores: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Indices of the candidates that stay, one a figure."""
+        merge = self.part.merge
+        if merge.iou is not None:
+            return nms(boxes, scores, merge.iou)
+        assert merge.distance_um is not None
+        return merge_near(boxes, scores, merge.distance_um / (sum(slide.um_per_px) / 2))
+
+    def _probabilities(
+        self, slide: Pixels, boxes: NDArray[np.float32], scores: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        if self.classifier is None:
+            return self.part.calibration.apply(scores)
+        crops = crops_of(slide, boxes, self.field_um, self.crop_px)
+        return with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
+
+
+def crops_of(slide: Pixels, boxes: NDArray[np.floating], field_um: float, size: int) -> Iterator[NDArray[np.uint8]]:
+    """`cut_candidate` of every box, read ahead."""
+    return prefetch((cut_candidate(slide, box, field_um, size) for box in boxes), PREFETCHED)

@@ -1,0 +1,1 @@
+"""Predictions against a ground truth: the organisers' figures, plots, and the operating point."""

@@ -1,0 +1,314 @@
+"""Cases of an evaluation: a ground truth, predictions, and what the organisers' evaluation refuses of them.
+
+The ground truth has the organisers' format, and what their evaluation refuses is refused here (DeepMicroscopy,
+MIDOG25_T1_evaluation_docker and MIDOG25_T2_evaluation_docker, evaluate.py). Predictions are read from a folder of jobs
+as the platform lays them out, or from a plain folder with one file an image.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from midog import job
+from midog.about import read_about
+from midog.detections import Detections
+from midog.errors import UserError
+from midog.evaluation import metrics
+from midog.evaluation.metrics import Case
+from midog.files import read_json
+from midog.system import System
+
+logger = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.json"
+INPUT_SLUGS = {socket.track: slug for slug, socket in job.SOCKETS.items()}
+CLASSES = ("normal", "atypical")
+MOST_PROBLEMS = 50  # lines that are shown of a list of problems
+MOST_CASES = 10  # of a set that are named in a line
+Truths = dict[str, dict[str, Any]]  # the ground truth's mapping by an image's name
+
+
+# --- ground truth -------------------------------------------------------------
+
+
+def read_ground_truth(path: str | Path, track: int) -> Truths:
+    """Read the organisers' ground truth.
+
+    Args:
+        path: JSON. Track 1: {image: {"annotations": [[x, y, z], ...] in mm, "tumor domain", "roi type"}}.
+            Track 2: [{"image", "labels": ["normal" or "atypical", ...], "tumordomains": [...]}, ...].
+        track: 1 or 2.
+
+    Returns:
+        dict from an image's name to its mapping, in the file's order.
+
+    Raises:
+        UserError: not this track's format.
+    """
+    content = read_json(path, "give --ground-truth a file in the organisers' format")
+    try:
+        if track == 2:
+            if not isinstance(content, list):
+                raise ValueError("not a list of stacks")
+            content = {entry["image"]: entry for entry in content}
+        if not isinstance(content, dict) or not content:
+            raise ValueError("no image in it")
+        for image, truth in content.items():
+            try:
+                _check_truth(truth, track)
+            except KeyError as error:
+                raise ValueError(f"{image}: {error} is missing") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{image}: {error}") from None
+        if len({isinstance(domain, str) for truth in content.values() for domain in _domains(truth, track)}) > 1:
+            raise ValueError("tumour domains are numbers or texts, not both")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a ground truth of Track {track} ({error}); see resources/data/ground_truth.py"
+        ) from None
+    return content
+
+
+def _check_truth(truth: dict[str, Any], track: int) -> None:
+    if track == 1:
+        if truth["roi type"] not in metrics.ROI_TYPES:
+            raise ValueError(f"roi type {truth['roi type']!r}; {', '.join(metrics.ROI_TYPES)} expected")
+        for place in truth["annotations"]:
+            if len(place) != 3 or not all(map(job.is_finite, place)):
+                raise ValueError(f"annotation {place!r}; x, y and z in mm expected")
+    else:
+        if not 0 < len(truth["labels"]) == len(truth["tumordomains"]):
+            raise ValueError("labels and as many tumordomains expected")
+        unknown = [label for label in truth["labels"] if label not in CLASSES]
+        if unknown:
+            raise ValueError(f"label {unknown[0]!r}; {' or '.join(CLASSES)} expected")
+    for domain in _domains(truth, track):
+        if not isinstance(domain, int | str):
+            raise ValueError(f"tumour domain {domain!r}; a number or a text expected")
+
+
+def _domains(truth: dict[str, Any], track: int) -> list[int | str]:
+    return [truth["tumor domain"]] if track == 1 else truth["tumordomains"]
+
+
+# --- predictions --------------------------------------------------------------
+
+
+def find_results(folder: str | Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Which result file belongs to which image.
+
+    Args:
+        folder: with `predictions.json` and the jobs' folders, as the platform lays them out; or with one file an image:
+            IMAGE.json or IMAGE/mitotic-figures.json (for Track 2 its result's name), IMAGE with or without its suffix.
+        track: 1 or 2.
+        images: names in the ground truth.
+
+    Returns:
+        list of (image, path) in the order of the jobs, or of the images; list of problems, a line each.
+
+    Raises:
+        UserError: no result at all; a broken predictions.json.
+    """
+    folder = Path(folder)
+    if (folder / "predictions.json").exists():
+        found, problems = _results_of_jobs(folder, track, images)
+    else:
+        found, problems = _results_by_name(folder, track, images)
+    if not found and not problems:
+        raise UserError(
+            f"{folder}: no result of Track {track}; "
+            f"predictions.json, or IMAGE.json or IMAGE/{job.RESULT_NAMES[track]} an image expected"
+        )
+    return found, problems
+
+
+def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    path = folder / "predictions.json"
+    jobs = read_json(path, "give --predictions the folder of the jobs")
+    output_slug = Path(job.RESULT_NAMES[track]).stem
+    found: list[tuple[str, Path]] = []
+    problems = []
+    for number, entry in enumerate(jobs if isinstance(jobs, list) else [None]):
+        try:
+            slugs = {value["interface"]["slug"]: value for value in entry["inputs"]}
+            if set(slugs) != {INPUT_SLUGS[track]}:
+                problems.append(f"{path}: job {entry['pk']}: input {', '.join(slugs)}; {INPUT_SLUGS[track]} expected")
+                continue
+            image = slugs[INPUT_SLUGS[track]]["image"]["name"]
+            outputs = {value["interface"]["slug"]: value["interface"]["relative_path"] for value in entry["outputs"]}
+            if output_slug not in outputs:
+                problems.append(f"{path}: job {entry['pk']}: no output {output_slug}")
+                continue
+            result = folder / entry["pk"] / "output" / outputs[output_slug]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{path}: entry {number} is no job with pk, inputs and outputs; copy the platform's file again"
+            ) from None
+        if image in images:
+            found.append((image, result))
+        else:
+            problems.append(f"{path}: job {entry['pk']}: image {image} is not in the ground truth")
+    return found, problems
+
+
+def _results_by_name(folder: Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    stems = [Path(image).stem for image in images]
+    known = {stem: image for stem, image in zip(stems, images, strict=True) if stems.count(stem) == 1}
+    known |= {image: image for image in images}
+    paths = {path: path.stem for path in sorted(folder.glob("*.json")) if path.name != METRICS_NAME}
+    paths |= {path: path.parent.name for path in sorted(folder.glob(f"*/{job.RESULT_NAMES[track]}"))}
+    by_image: dict[str, Path] = {}
+    problems = []
+    for path, name in paths.items():
+        if name not in known:
+            problems.append(f"{path}: image {name} is not in the ground truth")
+        elif known[name] in by_image:
+            problems.append(f"{path}: a second result of {known[name]}, after {by_image[known[name]]}")
+        else:
+            by_image[known[name]] = path
+    return [(image, by_image[image]) for image in images if image in by_image], problems
+
+
+def read_cases(track: int, truths: Truths, folder: str | Path) -> tuple[list[Case], list[str]]:
+    """Read and check every prediction.
+
+    Args:
+        track: 1 or 2.
+        truths: of `read_ground_truth`.
+        folder: see `find_results`.
+
+    Returns:
+        list of `DetectionCase` (Track 1) or `StackCase` (Track 2), in the order of `find_results`; warnings, a line
+        each, about images that are predicted never or twice.
+
+    Raises:
+        UserError: what the organisers' evaluation would refuse, all of it, a line each.
+    """
+    found, problems = find_results(folder, track, list(truths))
+    cases: list[Case] = []
+    for image, path in found:
+        try:
+            result = read_json(path, "write it again")
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        truth = truths[image]
+        wrong = list(_point_problems(result) if track == 1 else _crop_problems(result, truth))
+        problems += [f"{path}: {problem}" for problem in wrong]
+        if not wrong:
+            cases.append((_detection_case if track == 1 else _stack_case)(image, truth, result))
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise UserError(
+            "\n".join([f"{folder}: the organisers' evaluation refuses these predictions; mend these:", *shown])
+        )
+    remarks = []
+    answered = {image for image, _ in found}
+    if absent := len(truths) - len(answered):
+        names = ", ".join([image for image in truths if image not in answered][:5] + ["..."] * (absent > 5))
+        remarks.append(
+            f"{absent} of {len(truths)} images of the ground truth have no prediction ({names}): "
+            "the organisers leave them out, so nothing in them counts as missed"
+        )
+    if twice := len(found) - len(answered):
+        remarks.append(f"{twice} predictions are a second one of their image: the organisers count both")
+    return cases, remarks
+
+
+def given_spacings(track: int, truths: Truths, folder: str | Path) -> dict[str, float | None]:
+    """um/px by image, where predict was told one: it leaves a note beside its result.
+
+    Args:
+        track, truths, folder: as `read_cases`.
+    """
+    found = ((image, read_about(path)) for image, path in find_results(folder, track, list(truths))[0])
+    return {image: about.um_per_px_given for image, about in found if about}
+
+
+def warn_of_training_cases(system: System, cases: Iterable[tuple[str, str]]) -> None:
+    """Warn where a system is measured on what it was trained on, naming sets and their cases.
+
+    Args:
+        system: that is measured.
+        cases: of each image or crop the name of its set's folder, and its case.
+    """
+    seen: dict[str, set[str]] = {}
+    for name, case in cases:
+        if system.trained_on(name, case):
+            seen.setdefault(name, set()).add(case)
+    if seen:
+        named = [
+            f"{name}:{','.join([*sorted(each)[:MOST_CASES], *['...'] * (len(each) > MOST_CASES)])}"
+            for name, each in seen.items()
+        ]
+        logger.warning(f"{system} was trained on {' '.join(named)}: no test")
+
+
+def _point_problems(result: Any) -> Iterator[str]:
+    """What the organisers, or the platform's schema, refuse in a Track 1 result, a line each."""
+    if not isinstance(result, dict) or not isinstance(result.get("points"), list):
+        yield 'no "points", a list, in it'
+        return
+    low, high = job.EVALUATED_MM
+    for number, point in enumerate(result["points"]):
+        where = f"points[{number}]"
+        if not isinstance(point, dict):
+            yield f"{where}: {point!r} is no dictionary"
+            continue
+        missing = [key for key in ("name", "point", "probability") if key not in point]
+        if missing:
+            yield f"{where}: {', '.join(missing)} is missing"
+            continue
+        if point["name"] not in job.POINT_NAMES:
+            yield f"{where}: name {point['name']!r}; {' or '.join(job.POINT_NAMES)} expected"
+        if not job.is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
+            yield f"{where}: probability {point['probability']!r}; a number in [0, 1] expected"
+        place = point["point"]
+        if not isinstance(place, list) or len(place) != 3 or not all(map(job.is_finite, place)):
+            yield f"{where}: point {place!r}; x, y and z in mm expected"
+        elif not all(low <= value <= high for value in place[:2]):
+            yield f"{where}: x {place[0]:g}, y {place[1]:g}; {low} to {high} mm expected (are these pixels?)"
+
+
+def _crop_problems(result: Any, truth: dict[str, Any]) -> Iterator[str]:
+    """What the organisers refuse in a Track 2 result, a line each."""
+    if not isinstance(result, list):
+        yield "not a list"
+        return
+    if len(result) != len(truth["labels"]):
+        yield f"{len(result)} entries, the ground truth has {len(truth['labels'])} pages"
+    for number, crop in enumerate(result):
+        where = f"[{number}]"
+        if not isinstance(crop, dict):
+            yield f"{where}: {crop!r} is no dictionary"
+            continue
+        missing = [key for key in ("class", "confidence") if key not in crop]
+        if missing:
+            yield f"{where}: {', '.join(missing)} is missing"
+            continue
+        if crop["class"] not in CLASSES:
+            yield f"{where}: class {crop['class']!r}; {' or '.join(CLASSES)} expected"
+        if not isinstance(crop["confidence"], float):
+            yield f"{where}: confidence {crop['confidence']!r} is no float (write 1.0, not 1)"
+        elif not math.isfinite(crop["confidence"]):
+            yield f"{where}: confidence {crop['confidence']!r}; a finite number expected"
+
+
+def _detection_case(image: str, truth: dict[str, Any], result: Any) -> metrics.DetectionCase:
+    truths = np.array(truth["annotations"], np.float64).reshape(-1, 3)
+    return metrics.DetectionCase(image, truth["tumor domain"], truth["roi type"], truths, Detections.from_json(result))
+
+
+def _stack_case(image: str, truth: dict[str, Any], result: Any) -> metrics.StackCase:
+    return metrics.StackCase(
+        image,
+        np.array(truth["tumordomains"]),
+        np.array([label == "atypical" for label in truth["labels"]], bool),
+        np.array([crop["class"] == "atypical" for crop in result], bool),
+        np.array([crop["confidence"] for crop in result], np.float64),
+    )

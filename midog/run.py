@@ -1,0 +1,219 @@
+"""Both tracks, loaded once and called for any number of images; what inference.py, predict, report and Python use."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midog import job
+from midog.detections import Detections
+from midog.errors import UserError
+from midog.images.slide import ArraySlide, Slide, at_spacing, open_slide
+from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Stack
+from midog.system import CROP_UM, System, find_folder, load_system, model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from midog.engine.classifier import Classifier
+    from midog.engine.detector import Progress
+    from midog.engine.two_stages import SystemDetector
+
+logger = logging.getLogger(__name__)
+
+
+def _choose_device(name: str) -> "torch.device":
+    try:
+        from midog.engine.weights import choose_device
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "timm", "safetensors"):
+            raise
+        raise UserError(f"{error.name} is not installed, which runs the networks; pip install 'midog[torch]'") from None
+    return choose_device(name)
+
+
+class Track1:
+    """A system that finds mitotic figures. Its networks are loaded at the first image and kept.
+
+    Args:
+        system: `midog.system.System` with its weights, for Track 1.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, system: System, device: str = "auto") -> None:
+        assert system.detector is not None
+        self.system, self._device_name = system, device
+        self.um_per_px = system.detector.um_per_px  # what an image without a resolution is taken to have
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where the networks run."""
+        return _choose_device(self._device_name)
+
+    @cached_property
+    def _detector(self) -> "SystemDetector":
+        device = self.device
+        from midog.engine.two_stages import SystemDetector
+
+        return SystemDetector(self.system, device)
+
+    def predict(
+        self,
+        image: "str | Path | NDArray[np.uint8] | Image",
+        mpp: float | None = None,
+        progress: "Progress | None" = None,
+    ) -> Detections:
+        """Find the mitotic figures of an image.
+
+        Args:
+            image: path of any file that `midog.images.slide.open_slide` reads, uint8 (H, W, 3) RGB, or a PIL image.
+            mpp: um per pixel of both axes, whatever a file says; without it, pixels that are in no file are taken to
+                have the system's own, with a warning.
+            progress: wraps the places of the tiles (tqdm).
+
+        Returns:
+            `Detections` in px of the image, in reading order; `accepted` are the mitotic figures.
+
+        Raises:
+            UserError: the image cannot be read, or weights are missing or broken.
+        """
+        with self._open(image, mpp) as source:
+            device = self.device
+            logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", device, *source.size, *source.um_per_px)
+            found = self._detector(at_spacing(source, self.um_per_px), progress)
+            found = found.on_grid(source.um_per_px, source.origin_mm)
+        logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
+        return found
+
+    def _open(self, image: "str | Path | NDArray[np.uint8] | Image", mpp: float | None) -> Slide:
+        if isinstance(image, str | Path):
+            return open_slide(image, mpp, self.um_per_px)
+        if mpp is None:
+            logger.warning("pixels without a resolution: %g um/px taken; give mpp", self.um_per_px)
+            mpp = self.um_per_px
+        pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+        return ArraySlide(pixels, (mpp, mpp))
+
+    def result(self, path: Path, mpp: float | None = None, progress: "Progress | None" = None) -> dict[str, Any]:
+        """`predict` as the platform's checked JSON; one warning line if the challenge would refuse it."""
+        result = self.predict(path, mpp, progress).to_json()
+        job.check_detection_result(result)
+        if warning := job.detection_warning(result):
+            logger.warning("%s: %s", path, warning)
+        return result
+
+
+class Track2:
+    """A system that tells atypical from normal mitotic figures. Its networks are loaded at the first crop and kept.
+
+    Args:
+        system: `midog.system.System` with its weights, for Track 2.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, system: System, device: str = "auto") -> None:
+        self.system, self._device_name = system, device
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where the networks run."""
+        return _choose_device(self._device_name)
+
+    @cached_property
+    def _classifier(self) -> "Classifier":
+        device = self.device
+        from midog.engine.classifier import load_classifier
+
+        return load_classifier(self.system, device, CROP_UM)
+
+    def classify(self, crops: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """P(atypical) of crops.
+
+        Args:
+            crops: uint8 (128, 128, 3) RGB at .25 um/px, a mitotic figure in the middle of each; an array of them or
+                anything that gives them one by one, of which only a batch is held.
+
+        Returns:
+            float32 (crops,), in [0, 1]; from .5 on, atypical.
+        """
+        device = self.device
+        from midog.engine.classifier import classify
+
+        return classify(crops, self._classifier, device)
+
+    def classify_stack(self, path: Path) -> NDArray[np.float32]:
+        """As `classify`, every crop of a stack on disk; UserError where it cannot be read."""
+        stack = Stack(path)
+        um_per_px = "unknown" if stack.um_per_px is None else "{:.4g} x {:.4g}".format(*stack.um_per_px)
+        logger.info("device %s, um/px %s", self.device, um_per_px)
+        probabilities = self.classify(stack)
+        logger.info("pages %d, atypical %d", len(probabilities), (probabilities >= 0.5).sum())
+        return probabilities
+
+    def result(self, path: Path, mpp: float | None = None, progress: "Progress | None" = None) -> list[dict[str, Any]]:
+        """`classify_stack` as the platform's JSON; a stack's um per pixel is its own, and it needs no progress bar."""
+        return job.atypical_result(self.classify_stack(path))
+
+    def classify_figures(self, slide: Slide, found: Detections) -> Detections:
+        """The accepted ones with P(atypical); each is cut as Track 2's crops are, whatever the slide's spacing.
+
+        Raises:
+            UserError: the slide's pixels cannot be decoded.
+        """
+        logger.info("atypical or normal: %s, figures %d", self.system, found.accepted.sum())
+        if not found.accepted.any():
+            return found
+        device = self.device
+        from midog.engine.classifier import classify
+        from midog.engine.two_stages import crops_of
+
+        boxes = np.tile(found.centres[found.accepted], 2)
+        crops = crops_of(slide, boxes, CROP_SIDE * CROP_UM_PER_PX, CROP_SIDE)
+        return found.with_atypical(classify(crops, self._classifier, device))
+
+
+def load(
+    system: str | None = None, track: int | None = None, model: str | Path | None = None, device: str = "auto"
+) -> Any:
+    """A system by its name, or a track's default, loaded once: called again, it is the same object.
+
+    Args:
+        system: name of a folder of weights; None is the track's default.
+        track: 1 or 2; None is what the system is for.
+        model: folder of the systems' folders; None is the platform's, or our own.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        `Track1` or `Track2`.
+
+    Raises:
+        UserError: no such system, one for the other track, or broken weights.
+    """
+    if system is None and track is None:
+        raise ValueError("a system's name or a track expected")
+    folder = find_folder(model_folder(model), system, track)
+    stat = os.stat(folder / "model.yaml")
+    return _load(folder.resolve(), (stat.st_mtime_ns, stat.st_size), device)
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, stamp: tuple[int, int], device: str) -> "Track1 | Track2":
+    """`stamp` tells a model.yaml that was written anew, as `tune` does, from the one that was loaded."""
+    system = load_system(folder)
+    return Track1(system, device) if system.track == 1 else Track2(system, device)
+
+
+def classify_with(model: str | Path | None, device: str) -> Callable[[Slide, Detections], tuple[Detections, str]]:
+    """What `report` calls for subtypes: Track 2's default system of a folder, loaded when it is called."""
+
+    def classify_figures(slide: Slide, found: Detections) -> tuple[Detections, str]:
+        runner = load(track=2, model=model, device=device)
+        return runner.classify_figures(slide, found), str(runner.system)
+
+    return classify_figures
