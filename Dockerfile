@@ -10,7 +10,7 @@ WORKDIR /opt/app
 # profilers, NVSHMEM's device code, headers, tests. Convolutions, cuBLAS and NVRTC
 # stay. The last line proves the rest whole, and compiles just what is imported.
 COPY requirements.txt .
-RUN sed '/^# --- training/,$d' requirements.txt > inference.txt \
+RUN sed '/^# --- evaluation/,$d' requirements.txt > inference.txt \
  && pip install --no-compile -r inference.txt \
  && pip uninstall --yes triton cuda-bindings nvidia-cusolver-cu12 hf-xet \
  && site="$(pip show torch | sed -n 's/^Location: //p')" \
@@ -19,7 +19,7 @@ RUN sed '/^# --- training/,$d' requirements.txt > inference.txt \
     "$site"/nvidia/cuda_nvrtc/lib/*.alt.so.* "$site"/nvidia/nvshmem/lib/libnvshmem_device.* \
     "$site"/nvidia/cuda_cupti/lib/libnvperf_* "$site"/nvidia/cufft/lib/libcufftw.* \
  && find "$site" -name tests -type d -prune -exec rm -r {} + \
- && python -c "import torch, torchvision, timm, SimpleITK, safetensors.torch, yaml, PIL.TiffImagePlugin, tqdm" \
+ && python -c "import torch, torchvision, timm, safetensors.torch, yaml, msgspec, PIL.TiffImagePlugin, tqdm" \
  && python -c "import tifffile, imagecodecs, openslide, pydicom"
 
 COPY LICENSE inference.py ./

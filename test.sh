@@ -5,6 +5,8 @@ cd "$(dirname "$0")"
 source ./environment.sh
 
 ruff check .
+ruff format --check .
+mypy
 pytest
 [ "${1:-}" = "--container" ] || exit 0
 

@@ -23,6 +23,13 @@ def exit_code(command: Callable[..., object], *arguments: object) -> int:
     return 0
 
 
+def not_installed(error: ModuleNotFoundError) -> UserError:
+    """For a package of the extra "torch"; any other is a bug and raised as it is."""
+    if error.name not in ("torch", "torchvision", "timm", "safetensors", "torchmetrics", "faster_coco_eval"):
+        raise error
+    return UserError(f"{error.name} is not installed, which this needs; pip install 'midog[torch]'")
+
+
 def brief(error: BaseException) -> str:
     """The last line of an error's text, for a one-line message; decoders quote what they stumbled over at length."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

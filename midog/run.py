@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from midog import job
 from midog.detections import Detections
-from midog.errors import UserError
+from midog.errors import not_installed
 from midog.images.slide import ArraySlide, Slide, at_spacing, open_slide
 from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Stack
 from midog.system import CROP_UM, System, find_folder, load_system, model_folder
@@ -32,9 +32,7 @@ def _choose_device(name: str) -> "torch.device":
     try:
         from midog.engine.weights import choose_device
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision", "timm", "safetensors"):
-            raise
-        raise UserError(f"{error.name} is not installed, which runs the networks; pip install 'midog[torch]'") from None
+        raise not_installed(error) from None
     return choose_device(name)
 
 

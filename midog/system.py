@@ -382,7 +382,9 @@ def find_folder(model_dir: Path, name: str | None, track: int | None) -> Path:
         recipe = Path(__file__).resolve().parents[1] / "resources" / "systems" / f"{name}.yaml"
         if recipe.exists():
             raise UserError(f"{name}: a recipe without weights; train it with python -m midog train ({listed})")
-        raise UserError(f"{model_dir / str(name) / 'model.yaml'}: not found; choose another --system or --model ({listed})")
+        raise UserError(
+            f"{model_dir / str(name) / 'model.yaml'}: not found; choose another --system or --model ({listed})"
+        )
     path = found[str(name)]
     other = _track(path)
     if track is not None and other != track and other in (1, 2):

@@ -20,9 +20,8 @@ import yaml  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from midog.engine.classifier import choose_device  # noqa: E402
-from midog.engine.detector import NETWORKS  # noqa: E402
-from midog.engine.fold import fold_batch_norms  # noqa: E402
+from midog.engine.weights import choose_device, fold_batch_norms  # noqa: E402
+from midog.models import DETECTORS, build  # noqa: E402
 from resources.measure_speed import best_time, matrix_flops  # noqa: E402
 
 HEIGHT, WIDTH = 1280, 1920
@@ -73,13 +72,13 @@ def measure(network, device, precision):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=sorted(NETWORKS), default="rtmdet")
+    parser.add_argument("--network", choices=sorted(DETECTORS), default="rtmdet")
     parser.add_argument("--options", type=yaml.safe_load, default={"size": "s"}, help="of the network (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     torch.manual_seed(0)
-    network = fold_batch_norms(NETWORKS[arguments.network](**arguments.options))
+    network = fold_batch_norms(build(DETECTORS, arguments.network, arguments.options))
     with torch.inference_mode():
         for precision in PRECISIONS[device.type]:
             measure(network, device, precision)

@@ -102,8 +102,8 @@ def best_forward(image, device_name):
     """Tiles with tissue, and the detector's seconds a tile by batch."""
     import torch
 
-    from midog.engine.classifier import choose_device
     from midog.engine.detector import load_detector, tiles_with_tissue
+    from midog.engine.weights import choose_device, to_tensor
     from midog.images.slide import at_spacing, open_slide
     from midog.images.tiles import grid
     from midog.system import OWN_MODEL, find_system
@@ -112,14 +112,13 @@ def best_forward(image, device_name):
     system = find_system(OWN_MODEL, None, track=1)
     part = system.detector
     detector = load_detector(system, device)
-    with open_slide(image, print) as source, torch.inference_mode():
+    with open_slide(image) as source, torch.inference_mode():
         slide = at_spacing(source, part.um_per_px)
         places = grid(*slide.size, part.tile, part.overlap)
         tissue = [pixels for _, pixels in tiles_with_tissue(slide, places, part.tile)]
         times = {}
         for batch in (1, 2, 4, 8) if device.type == "cpu" else (1, 4, 16, 64):
-            tiles = torch.from_numpy(np.stack((tissue * batch)[:batch])).to(device).permute(0, 3, 1, 2).float() / 255
-            tiles = tiles.contiguous(memory_format=torch.channels_last)
+            tiles = to_tensor((tissue * batch)[:batch], device).contiguous(memory_format=torch.channels_last)
             walls = []
             for _ in range(max(4, 32 // batch)):
                 started = time.perf_counter()

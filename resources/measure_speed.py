@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,11 +20,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import yaml  # noqa: E402
+from msgspec.structs import replace  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from midog.engine.classifier import choose_device, classify, load_classifier  # noqa: E402
-from midog.system import OWN_MODEL, load_system  # noqa: E402
+from midog.engine.classifier import classify, load_classifier  # noqa: E402
+from midog.engine.weights import choose_device  # noqa: E402
+from midog.files import write_yaml  # noqa: E402
+from midog.system import CROP_UM, OWN_MODEL, System, as_yaml, load_system  # noqa: E402
 
 SYSTEM = "convnextv2_small"
 PAGES = 128
@@ -37,6 +38,11 @@ def seconds(command):
     return time.perf_counter() - started
 
 
+def with_views(system: System, views: int) -> System:
+    """The system with another number of views."""
+    return replace(system, classifier=replace(system.classifier, views=views))
+
+
 def measure_process(device, rounds):
     """Whole processes, in turn, so that the machine's mood is the same for both."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,8 +51,7 @@ def measure_process(device, rounds):
         for path in (OWN_MODEL / SYSTEM).iterdir():
             (model / path.name).symlink_to(path)
         (model / "model.yaml").unlink()
-        values = yaml.safe_load((OWN_MODEL / SYSTEM / "model.yaml").read_text()) | {"views": 1}
-        (model / "model.yaml").write_text(yaml.safe_dump(values))
+        write_yaml(model / "model.yaml", as_yaml(with_views(load_system(OWN_MODEL / SYSTEM), 1)))
         job = [sys.executable, "inference.py", "--input", "test/input/track2", "--output", folder, "--device", device]
         commands = {
             "import torch": [sys.executable, "-c", "import torch"],
@@ -72,13 +77,13 @@ def measure_pages(device):
     peak = matrix_flops(device)
     print(f"matrix product, float32: {peak / 1e9:.0f} GFLOP/s")
     for views in (1, 8):
-        classifier = load_classifier(replace(system, views=views), device)
+        classifier = load_classifier(with_views(system, views), device, CROP_UM)
         with FlopCounterMode(display=False) as counter:
-            classify(iter(pages[:1]), classifier, device, print)
+            classify(iter(pages[:1]), classifier, device)
         a_page = counter.get_total_flops()
-        classify(iter(pages[:64]), classifier, device, print)
+        classify(iter(pages[:64]), classifier, device)
         started = time.perf_counter()
-        classify(iter(pages), classifier, device, print)
+        classify(iter(pages), classifier, device)
         rate = PAGES / (time.perf_counter() - started)
         print(
             f"{views} view(s): {rate:.1f} pages/s, {a_page / 1e9:.2f} GFLOP a page, "

@@ -17,9 +17,10 @@ from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 from PIL import Image
 
-from midog.engine.detector import SystemDetector
+from midog.engine.two_stages import SystemDetector
 from midog.errors import UserError
-from midog.system import load_system
+from midog.models import CLASSIFIERS, build
+from midog.system import DataSource, load_system
 from resources.data.fields import Field, read_fields
 from resources.train import candidate, evaluate_detection
 from resources.train.detector import read_detector_plan
@@ -125,7 +126,7 @@ def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
 
 
 def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
-    how = TileAugmentation(180, 0.5, 0.1, mixup=0.5, randaugment=2, erase=0.5, mosaic_epochs=1)
+    how = TileAugmentation(rotation=180, flip=0.5, scale=0.1, mixup=0.5, randaugment=2, erase=0.5, mosaic_epochs=1)
     tiles = dataset(fields, crops, 4, EVEN, how, seed=3)
     sampler = EpochSampler(tiles)
     torch.manual_seed(9)
@@ -335,13 +336,13 @@ def system(data):
     values = yaml.safe_load((ROOT / "resources/systems/sztu.yaml").read_text())
     values["system"] = "tiny"
     # After so few steps every score is about the network's first: one in 1,000.
-    values["detector"] |= {"tile": 64, "confidence": 1e-4}
+    values["detector"] |= {"tile": 64, "score_threshold": 1e-4}
     values["detector"]["options"]["scale"] = "n"
-    values["detector"]["training"] |= {"tile": 64, "epochs": 2, "tiles_an_epoch": 8, "batch": 4}
-    values["detector"]["training"]["augmentation"]["mosaic_epochs"] = 1
-    values["classifier"]["confidence"] = 1e-4
-    values["classifier"]["member"] |= {"options": {"name": "test_convnext"}, "size": 32}
-    values["classifier"]["training"] |= {"epochs": 3, "crops_an_epoch": 16, "batch": 8, "least_score": 1e-4}
+    recipes = values["training"]
+    recipes["detector"] |= {"tile": 64, "epochs": 2, "tiles_an_epoch": 8, "batch": 4}
+    recipes["detector"]["augmentation"]["mosaic_epochs"] = 1
+    values["classifier"] |= {"options": {"name": "test_convnext"}, "input_px": 32}
+    recipes["classifier"] |= {"epochs": 3, "crops_an_epoch": 16, "batch": 8, "least_score": 1e-4}
     path = data / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -396,7 +397,8 @@ def test_a_killed_detector_goes_on_with_its_second_epoch(data, killed, resumed):
     rows = list(csv.DictReader((killed / "results.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     model = load_system(killed / "model/tiny")
-    assert (model.data, model.members) == (("fields:case0", "crops"), ())
+    assert model.made.data == (DataSource(set="fields", cases=("case0",)), DataSource(set="crops"))
+    assert model.classifier is None
     assert model.training["detector"]["epochs"] == 2
     assert sorted(path.name for path in killed.iterdir()) == sorted(
         ["args.yaml", "finished", "model", "recipe.yaml", "results.csv", "ultralytics", "weights"]
@@ -425,7 +427,9 @@ def test_a_finished_detector_is_only_exported_again(data, system, killed, resume
     assert (killed / "model/tiny/detector.safetensors").read_bytes() == before
 
 
-def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, killed, resumed, monkeypatch, capsys):
+def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(
+    data, system, killed, resumed, monkeypatch, capsys, caplog
+):
     def train(out, *more):
         return candidate.main(arguments(data, system, data / out, "--detector", str(killed / "model/tiny"), *more))
 
@@ -441,7 +445,7 @@ def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, 
     with pytest.raises(Killed):
         train("cut")
     monkeypatch.setattr(candidate, "save_checkpoint", saved)
-    assert train("cut", "--resume", "--context-um", "16") == 1
+    assert train("cut", "--resume", "--field-um", "16") == 1
     assert "another recipe" in capsys.readouterr().err
     assert train("cut", "--resume") == 0
     for name in ("classifier.safetensors", "model.yaml"):
@@ -449,11 +453,11 @@ def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, 
     assert [row["epoch"] for row in csv.DictReader((data / "cut/epochs.csv").open())] == ["1", "2", "3"]
 
     model = load_system(data / "whole/model/tiny")
-    said = []
-    found = SystemDetector(model, torch.device("cpu"), said.append)(read_fields([f"{data}/fields:case1"])[0])
+    caplog.clear()
+    found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert len(found) > 0
-    assert ((found["probability"] > 0) & (found["probability"] < 1)).all()
-    assert said == []
+    assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
+    assert caplog.messages == []
     capsys.readouterr()
     assert evaluate_detection.main(["--model", str(data / "whole/model"), "--data", f"{data}/fields:case1"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
@@ -468,17 +472,17 @@ def test_a_detector_of_several_members_that_find_nothing(data, system, killed, r
     shutil.copyfile(folder / "detector.safetensors", folder / "second.safetensors")
     values = yaml.safe_load((folder / "model.yaml").read_text())
     first = values["detector"]["members"][0]
-    values["detector"] |= {"members": [first, first | {"weights": "second.safetensors"}], "confidence": 1.0}
+    values["detector"] |= {"members": [first, first | {"weights": "second.safetensors"}], "score_threshold": 1.0}
     values["detector"] |= {"views": 2, "fusion": "weighted_box_fusion"}
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
     values = yaml.safe_load(system.read_text())
-    values["classifier"]["confidence"] = 1.0
-    values["classifier"]["training"] |= {"least_score": 1.0, "epochs": 1}
+    values["detector"]["score_threshold"] = 1.0
+    values["training"]["classifier"] |= {"least_score": 1.0, "epochs": 1}
     path = data / "blind.yaml"
     path.write_text(yaml.safe_dump(values))
     assert candidate.main(arguments(data, path, data / "blind", "--detector", str(folder))) == 0
     exported = load_system(data / "blind/model/tiny")
-    assert exported.metrics["validation_f1_two_stages"] == 0
+    assert exported.made.metrics["validation_f1_two_stages"] == 0
     assert exported.detector.members == load_system(folder).detector.members
     assert (exported.detector.views, exported.detector.fusion) == (2, "weighted_box_fusion")
 
@@ -489,7 +493,7 @@ def test_features_and_logits_are_the_networks_own():
         ("timm", {"name": "test_convnext"}),
         ("convnextv2", {"widths": [8, 16], "depths": [1, 1], "stem": "early"}),
     ):
-        network = candidate.NETWORKS[name](**options).eval()
+        network = build(CLASSIFIERS, name, options).eval()
         features, logits = candidate.features_and_logits(network, crops)
         torch.testing.assert_close(logits, network(crops)[:, 0])
         assert features.shape[0] == 2
@@ -499,14 +503,17 @@ def test_features_and_logits_are_the_networks_own():
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
-        ("detector", {"shares": {"figures": 1}}, "unknown key figures; known: figure, look_alike"),
+        ("detector", {"shares": {"figures": 1}}, "training.detector.* invalid enum value 'figures'"),
         ("detector", {"tiles_an_epoch": 3}, "at least one batch"),
-        ("classifier", {"augmentation": {"turn": 1}}, "unknown key turn"),
+        ("detector", {"tile": 100}, "training.detector.tile: 100: expected int that's a multiple of 32"),
+        ("detector", {"batch": 0}, "training.detector.batch: 0: expected int >= 1"),
+        ("classifier", {"augmentation": {"turn": 1}}, "training.classifier.augmentation: unknown key turn"),
+        ("classifier", {"learning_rate": -1.0}, "training.classifier.learning_rate: -1.0: expected float > 0"),
     ],
 )
 def test_recipes_that_cannot_be_followed(system, tmp_path, part, change, words):
     values = yaml.safe_load(system.read_text())
-    values[part]["training"] |= change
+    values["training"][part] |= change
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=words):
@@ -516,6 +523,6 @@ def test_recipes_that_cannot_be_followed(system, tmp_path, part, change, words):
 @pytest.mark.parametrize("name", ["sztu", "sztu_small"])
 def test_recipes_of_the_project_are_read(name):
     read_detector_plan(name)
-    _, plan = candidate.read_candidate_plan(name)
+    part = candidate.read_candidate_plan(name).system.classifier
     with torch.device("meta"):
-        candidate.NETWORKS[plan.member.network](**plan.member.options)
+        build(CLASSIFIERS, part.network, part.options)

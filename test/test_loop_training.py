@@ -8,12 +8,13 @@ import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
-from midog.engine.detector import NETWORKS, SystemDetector
+from midog.engine.two_stages import SystemDetector
+from midog.models import CLASSIFIERS, DETECTORS, build
 from midog.system import load_system
 from resources.data.fields import read_fields
 from resources.train import candidate, detection_loop, focasnet, rtmdet, variants
-from resources.train.detector import read_plan
-from resources.train.loop_detector import LoopPlan
+from resources.train.common import read_plan
+from resources.train.detection_loop import LoopRecipe
 
 SMALL = {
     "rtmdet_s": {"size": "tiny"},
@@ -41,10 +42,10 @@ def system(data, paper):
     """The recipe, shrunk; the path of its YAML."""
     values = yaml.safe_load((ROOT / f"resources/systems/{paper}.yaml").read_text())
     # After so few steps every score is about the network's first, one in 100: few candidates are quick to join.
-    values["detector"] |= {"tile": 256, "confidence": 0.02, "views": 1, "options": SMALL[paper]}
-    values["detector"]["training"] |= {"tile": [64, 96], "iterations": 4, "batch": 4, "accumulate": 2}
-    values["detector"]["training"] |= {"warmup_iterations": 2, "validate_every": 2, "validation_tiles": 3}
-    values["detector"]["training"] |= {"average_rates": [0.9, 0.8], "half_precision": False}
+    values["detector"] |= {"tile": 256, "score_threshold": 0.02, "views": 1, "options": SMALL[paper]}
+    values["training"]["detector"] |= {"tile": [64, 96], "iterations": 4, "batch": 4, "accumulate": 2}
+    values["training"]["detector"] |= {"warmup_iterations": 2, "validate_every": 2, "validation_tiles": 3}
+    values["training"]["detector"] |= {"average_rates": [0.9, 0.8], "half_precision": False}
     path = data / f"{paper}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -79,8 +80,8 @@ def test_raw_weights_and_averages_are_the_members(data, paper, whole):
     model = load_system(whole / "model" / paper)
     assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(3)]
     assert len({each.sha256 for each in model.detector.members}) == 3
-    found = SystemDetector(model, torch.device("cpu"), print)(read_fields([f"{data}/fields:case1"])[0])
-    assert ((found["probability"] > 0) & (found["probability"] < 1)).all()
+    found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
 
 
 def test_variants_are_systems_with_their_own_operating_points(data, paper, whole, tmp_path, capsys):
@@ -92,12 +93,12 @@ def test_variants_are_systems_with_their_own_operating_points(data, paper, whole
     for name in names:
         model = load_system(tmp_path / name)
         assert len(model.detector.members) == (1 if name.startswith("member") else 3)
-        assert set(model.metrics) == {"validation_average_precision", "validation_f1", "validation_threshold"}
+        assert set(model.made.metrics) == {"validation_average_precision", "validation_f1", "validation_threshold"}
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (paper, "Methods")."""
-    _, plan = read_plan("rtmdet_s", LoopPlan)
+    plan = read_plan("rtmdet_s", 1, "detector", LoopRecipe)
     loop = object.__new__(detection_loop.DetectionLoop)
     loop.recipe, rates = plan.training, []
     for loop.done in (0, 124, 249, 250, 12625, 24999):
@@ -107,16 +108,16 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
 
 @pytest.mark.parametrize("name", ["rtmdet_s", "rtmdet_tiny", "focasnet", "focasnet_small"])
 def test_recipes_of_the_project_are_read(name):
-    _, plan = read_plan(name, LoopPlan)
+    part = read_plan(name, 1, "detector", LoopRecipe).system.detector
     with torch.device("meta"):
-        NETWORKS[plan.network](**plan.options)
+        build(DETECTORS, part.network, part.options)
 
 
 @pytest.mark.parametrize("name", ["rtmdet_two_stages", "focasnet", "focasnet_small"])
 def test_second_stages_of_the_project_are_read(name):
-    _, plan = candidate.read_candidate_plan(name)
+    part = candidate.read_candidate_plan(name).system.classifier
     with torch.device("meta"):
-        candidate.NETWORKS[plan.member.network](**plan.member.options)
+        build(CLASSIFIERS, part.network, part.options)
 
 
 @pytest.mark.parametrize("option", ["cbam", "size=18", "backbone=34", "width=wide", "cbam=["])
@@ -128,5 +129,9 @@ def test_options_that_no_network_takes(data, option, capsys):
 
 def test_a_system_of_another_network_is_refused(data, capsys):
     assert rtmdet.main(arguments(data, "yolo11_small", data / "refused")) == 1
-    assert "detector.training: unknown key" in capsys.readouterr().err
+    assert "its detector is yolo11; choose a system of rtmdet" in capsys.readouterr().err
+    assert rtmdet.main(arguments(data, "rtmdet_two_stages", data / "refused")) == 1
+    assert "no training.detector; choose a system that has a recipe" in capsys.readouterr().err
+    assert rtmdet.main(arguments(data, "convnextv2", data / "refused")) == 1
+    assert "is for Track 2; choose a system for Track 1" in capsys.readouterr().err
     assert not (data / "refused").exists()

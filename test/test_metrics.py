@@ -254,16 +254,6 @@ def test_calibration_errors_by_hand():
     assert weighted(probabilities, positive)[0] == pytest.approx((4 * abs(0.135 - 0.25) + 2 * 0.05) / 6)
 
 
-def test_wilson_interval():
-    assert metrics.wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    # Newcombe, Stat Med 1998;17:857-872
-    assert metrics.wilson_interval(15, 50) == pytest.approx((0.1910, 0.4375), abs=1e-4)
-    assert metrics.wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
-
-
-# --- matching -----------------------------------------------------------------
-
-
 def counts(truths, found, radius):
     """True positives, false negatives, false positives."""
     matched = match(truths, found, radius)

@@ -1,5 +1,6 @@
 """Mining look-alikes: what is mined, where it comes back, and every refusal in one line."""
 
+import hashlib
 from dataclasses import replace
 
 import cv2
@@ -8,13 +9,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from midog.engine.detector import CANDIDATE
+from midog.detections import Detections
 from midog.errors import UserError
+from midog.system import DataSource
 from resources.data import synthetic
 from resources.data.fields import add_mined, read_fields
 from resources.train import mine
-from resources.train.detector import names_of
 from resources.train.detector import parse_arguments as parse_training
+from resources.train.detector import sources_of
 
 FIGURE = (60.0, 60.0)
 # Where a stub detects in every field, in px of its .25 um, and with what score.
@@ -46,14 +48,13 @@ def detector(monkeypatch):
     """In `SystemDetector`'s place: one that finds `DETECTED`."""
 
     class Detector:
-        def __init__(self, system, device, warn):
-            assert system.members == ()
+        def __init__(self, system, device):
+            assert system.classifier is None
 
         def __call__(self, field):
-            found = np.zeros(len(DETECTED), CANDIDATE)
-            x, y, found["score"] = np.array(DETECTED, np.float32).T
-            found["box"] = np.stack([x - 25, y - 20, x + 25, y + 20], 1)
-            return found
+            x, y, scores = np.array(DETECTED, np.float32).T
+            boxes = np.stack([x - 25, y - 20, x + 25, y + 20], 1)
+            return Detections.of(boxes, np.zeros(len(boxes)), field.um_per_px, scores=scores)
 
     monkeypatch.setattr(mine, "SystemDetector", Detector)
 
@@ -85,7 +86,7 @@ def test_the_threshold_is_the_users_down_to_the_systems_own(folder, detector, tm
     capsys.readouterr()
     assert run(out, folder, more=["--threshold", "0.1"]) == 1
     error = capsys.readouterr().err
-    assert "confidence is 0.2, nothing is found below; give --threshold 0.2 or more" in error
+    assert "score_threshold is 0.2, nothing is found below; give --threshold 0.2 or more" in error
     assert error.count("\n") == 1
 
 
@@ -165,6 +166,15 @@ def test_a_file_that_is_not_there(folder, tmp_path):
         add_mined(read_fields([folder]), [tmp_path / "none.csv"])
 
 
-def test_a_training_names_what_it_was_given():
-    given = ["--data", "d/set:A1", "--mined", "runs/mined.csv", "--crops", "c/crops", "--validation", "v"]
-    assert names_of(parse_training([*given, "--system", "s", "--out", "o"])) == ["set:A1", "mined.csv", "crops"]
+def test_a_training_names_what_it_was_given(folder, tmp_path):
+    mined = write_mined(tmp_path / "mined.csv")
+    data = [str(folder), "d/two:A1,A2*", "d/three:-B1", f"{folder}:um_per_px=0.5"]
+    given = ["--data", *data, "--mined", str(mined), "--crops", "c/crops", "--validation", "v"]
+    assert sources_of(parse_training([*given, "--system", "s", "--out", "o"])) == (
+        DataSource(set="set"),
+        DataSource(set="two", cases=("A1", "A2*")),
+        DataSource(set="three", without=("B1",)),
+        DataSource(set="set", cases=("coarse.png",)),
+        DataSource(set="mined.csv", mined_sha256=hashlib.sha256(mined.read_bytes()).hexdigest()),
+        DataSource(set="crops"),
+    )

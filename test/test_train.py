@@ -1,6 +1,7 @@
 """The whole way of a training: table, folds, a kill and a resume, export, inference."""
 
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ from conftest import ROOT
 from PIL import Image
 
 import inference
+from midog.engine.weights import load_network
 from midog.errors import UserError
+from midog.models import CLASSIFIERS
+from midog.system import DataSource, load_system
 from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
 from resources.train import atypical, common, evaluate_atypical
@@ -49,8 +53,8 @@ def system(tmp_path):
     """A recipe like the default's, small enough for a test; the path of its YAML."""
     values = yaml.safe_load((ROOT / "resources/systems/convnextv2_small.yaml").read_text())
     values["system"] = "tiny"
-    values["member"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path": 0.1}
-    values["training"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
+    values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
+    values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -99,20 +103,21 @@ def test_out_of_fold_figures_are_what_inference_gives(table, system, tmp_path):
     """A crop's held-out probability is that of its fold's exported network, calibration aside."""
     assert train(table, system, tmp_path / "run") == 0
     rows = [row for row in csv.DictReader((tmp_path / "run/out_of_fold.csv").open()) if row["fold"] == "0"]
-    plan, crops = atypical.read_plan(str(system)), read_crops([table])
-    options = plan.member.options | {"classes": 1 + len(crops.subclass_names)}
-    from midog.engine.classifier import load_network
-
-    network = load_network("convnextv2", options, tmp_path / "run/model/tiny/fold0.safetensors")
+    plan, crops = atypical.read_atypical_plan(str(system)), read_crops([table])
+    model = load_system(tmp_path / "run/model/tiny")
+    assert model.classifier.options["num_classes"] == 1 + len(crops.subclass_names)
+    assert (model.made.data, model.made.pretrained) == ((DataSource(set=table.name),), {})
+    weights = model.path_of(model.members[0])
+    network = load_network(CLASSIFIERS, "convnextv2", model.classifier.options, weights)
     place = {name: number for number, name in enumerate(crops.files)}
     chosen = [place[row["file"]] for row in rows]
-    got = atypical.predict(network, plan, plan.views, crops, chosen, torch.device("cpu"))
+    got = atypical.predict(network, plan, model.classifier.views, crops, chosen, torch.device("cpu"))
     np.testing.assert_allclose(got, [float(row["raw"]) for row in rows], atol=1e-5)
 
 
 def test_folds_keep_cases_together_and_classes_balanced(table, system):
     crops = read_crops([table])
-    numbers = atypical.split_folds(crops, atypical.read_plan(str(system)).training)
+    numbers = atypical.split_folds(crops, atypical.read_atypical_plan(str(system)).training)
     for case in np.unique(crops.cases):
         assert len(set(numbers[crops.cases == case])) == 1
     shares = [crops.labels[torch.from_numpy(numbers == fold)].float().mean() for fold in (0, 1)]
@@ -192,7 +197,7 @@ def test_without_network_the_pretrained_weights_are_asked_for(table, tmp_path, m
 
     monkeypatch.setattr(timm, "create_model", offline)
     network = torch.nn.Linear(1, 1)
-    recipe = atypical.read_plan("convnextv2").training
+    recipe = atypical.read_atypical_plan("convnextv2").training
     with pytest.raises(UserError, match="--pretrained FILE"):
         atypical.load_pretrained(network, recipe, None)
 
@@ -200,12 +205,15 @@ def test_without_network_the_pretrained_weights_are_asked_for(table, tmp_path, m
 def test_pretrained_weights_from_a_local_file(tmp_path, system):
     from safetensors.torch import save_file
 
-    plan = atypical.read_plan(str(system))
-    source, target = (atypical.Trainee(plan.member, 3, False).network for _ in range(2))
+    plan = atypical.read_atypical_plan(str(system))
+    source, target = (atypical.Trainee(plan.system.classifier, 3, False).network for _ in range(2))
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     atypical.load_pretrained(target, plan.training, str(tmp_path / "w.safetensors"))
     torch.testing.assert_close(target.stages[1].blocks[0].conv_dw.weight, source.stages[1].blocks[0].conv_dw.weight)
     assert not torch.equal(target.head.fc.weight, source.head.fc.weight)
+    told = atypical.pretrained_of(plan.training, str(tmp_path / "w.safetensors"))["classifier"]
+    assert (told.source, told.licence) == ("w.safetensors", "unknown")
+    assert told.sha256 == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
 
 
 def test_the_challenges_own_csv_becomes_a_table(table, tmp_path, capsys):

@@ -19,6 +19,7 @@ from midog import system as schema
 from midog.engine.boxes import nms, weighted_box_fusion
 from midog.engine.views import VIEWS, boxes_from_view, dihedral
 from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_network, to_tensor
+from midog.images.slide import Slide
 from midog.images.tiles import grid, has_tissue, read_tile
 from midog.models import DETECTORS
 
@@ -27,17 +28,6 @@ BATCH_SIZE = {"cpu": 2, "cuda": 16}
 Found = tuple[NDArray[np.float32], NDArray[np.float32]]
 Detector = Callable[[torch.Tensor], list[Found]]
 Item = TypeVar("Item")
-
-
-class Pixels(Protocol):
-    """What is cut into tiles: `midog.images.slide.Slide`, or anything with its pixels and scale."""
-
-    size: tuple[int, int]
-    um_per_px: tuple[float, float]
-
-    def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]: ...
-
-    def read_padded(self, x: int, y: int, width: int, height: int, fill: int = 255) -> NDArray[np.uint8]: ...
 
 
 class Progress(Protocol):
@@ -165,7 +155,7 @@ def load_detector(system: schema.System, device: torch.device, score_threshold: 
 
 
 def tiles_with_tissue(
-    slide: Pixels, places: Iterable[NDArray[np.int64]], tile: tuple[int, int]
+    slide: Slide, places: Iterable[NDArray[np.int64]], tile: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
     """Read the tiles at `places` and yield (place, uint8 (height, width, 3)) of those that hold tissue."""
     for x, y in places:
@@ -206,7 +196,7 @@ def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
 
 @torch.inference_mode()
 def find_candidates(
-    slide: Pixels,
+    slide: Slide,
     detector: Detector,
     tile: tuple[int, int],
     overlap: float,
@@ -217,7 +207,7 @@ def find_candidates(
     """Run a detector over a slide.
 
     Args:
-        slide: see `Pixels`.
+        slide: at the um per pixel that the detector was trained at.
         detector: see this module.
         tile, overlap: (width, height) px, and fraction of the tile's sides.
         device: torch.device.

@@ -11,18 +11,19 @@ from midog.calibration import logit, sigmoid
 from midog.detections import Detections
 from midog.engine.boxes import merge_near, nms
 from midog.engine.classifier import classify, field_of, load_classifier
-from midog.engine.detector import Pixels, Progress, find_candidates, load_detector, prefetch
+from midog.engine.detector import Progress, find_candidates, load_detector, prefetch
+from midog.images.slide import Slide
 
 PREFETCHED = 64  # crops
 
 
 def cut_candidate(
-    slide: Pixels, box: NDArray[np.floating], field_um: float, size: int, margin: float = 1.0
+    slide: Slide, box: NDArray[np.floating], field_um: float, size: int, margin: float = 1.0
 ) -> NDArray[np.uint8]:
     """What a classifier sees of a candidate.
 
     Args:
-        slide: see `midog.engine.detector.Pixels`.
+        slide: `midog.images.slide.Slide`.
         box: float (4,), px of the slide.
         field_um: side of the square around the box's centre; 0 takes the box itself, as the SZTU paper does.
         size: px of the result's side.
@@ -77,7 +78,7 @@ class SystemDetector:
             self.score_weight = system.classifier.score_weight
             self.classifier = load_classifier(system, device, self.field_um)
 
-    def __call__(self, slide: Pixels, progress: Progress | None = None, batch: int | None = None) -> Detections:
+    def __call__(self, slide: Slide, progress: Progress | None = None, batch: int | None = None) -> Detections:
         """Detect on a slide whose um per pixel is the system's; in reading order."""
         part = self.part
         boxes, scores = find_candidates(slide, self.detector, part.tile, part.overlap, self.device, progress, batch)
@@ -92,10 +93,9 @@ class SystemDetector:
         if late:
             kept = np.sort(self._merged(slide, boxes, probabilities))
             boxes, scores, probabilities = boxes[kept], scores[kept], probabilities[kept]
-        origin = getattr(slide, "origin_mm", (0.0, 0.0))
-        return Detections.of(boxes, probabilities, slide.um_per_px, origin, scores=scores)
+        return Detections.of(boxes, probabilities, slide.um_per_px, slide.origin_mm, scores=scores)
 
-    def _merged(self, slide: Pixels, boxes: NDArray[np.float32], scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    def _merged(self, slide: Slide, boxes: NDArray[np.float32], scores: NDArray[np.floating]) -> NDArray[np.int64]:
         """Indices of the candidates that stay, one a figure."""
         merge = self.part.merge
         if merge.iou is not None:
@@ -104,7 +104,7 @@ class SystemDetector:
         return merge_near(boxes, scores, merge.distance_um / (sum(slide.um_per_px) / 2))
 
     def _probabilities(
-        self, slide: Pixels, boxes: NDArray[np.float32], scores: NDArray[np.float32]
+        self, slide: Slide, boxes: NDArray[np.float32], scores: NDArray[np.float32]
     ) -> NDArray[np.float64]:
         if self.classifier is None:
             return self.part.calibration.apply(scores)
@@ -112,6 +112,6 @@ class SystemDetector:
         return with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
 
 
-def crops_of(slide: Pixels, boxes: NDArray[np.floating], field_um: float, size: int) -> Iterator[NDArray[np.uint8]]:
+def crops_of(slide: Slide, boxes: NDArray[np.floating], field_um: float, size: int) -> Iterator[NDArray[np.uint8]]:
     """`cut_candidate` of every box, read ahead."""
     return prefetch((cut_candidate(slide, box, field_um, size) for box in boxes), PREFETCHED)

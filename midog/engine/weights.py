@@ -70,7 +70,9 @@ class WithoutRandomStart(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def load_network(registry: Mapping[str, str | Callable[..., nn.Module]], name: str, options: dict[str, Any], path: Path) -> nn.Module:
+def load_network(
+    registry: Mapping[str, str | Callable[..., nn.Module]], name: str, options: dict[str, Any], path: Path
+) -> nn.Module:
     """Build a network and fill it strictly from a safetensors file, without initialising it first.
 
     Args:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from midog.calibration import LOGIT_LIMIT, between
 from midog.detections import Detections
+from midog.errors import not_installed
 
 MATCH_MM = 7.5e-3
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
@@ -24,7 +25,6 @@ ROI_TYPES = ("hotspot", "challenging", "random")
 EPSILON = 1e-6  # the organisers', against division by zero
 FROC_THRESHOLDS, FROC_MOST_FALSE, FROC_STEPS = 40, 8, 50
 RECALL_STEPS = np.arange(0, 1.01, 0.01).tolist()  # the organisers' 101, rounding errors included
-Z_95 = 1.959964  # standard normal quantile of .975
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -305,18 +305,6 @@ def f1(true_positives: Number, false_negatives: Number, false_positives: Number)
     return (2 * true_positives + EPSILON) / (2 * true_positives + false_positives + false_negatives + EPSILON)
 
 
-def wilson_interval(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, J Am Stat Assoc 1927;22:209-212); total > 0.
-
-    Returns:
-        low, high, in [0, 1].
-    """
-    fraction, z2 = count / total, Z_95 * Z_95
-    centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 / (1 + z2 / total) * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _middle_95(values: ArrayLike) -> tuple[float, float]:
     low, high = np.nanpercentile(np.asarray(values), [2.5, 97.5])
     return float(low), float(high)
@@ -354,8 +342,11 @@ def average_precision(cases: Sequence[DetectionCase]) -> float:
     """
     if not any(case.positives for case in cases):
         return -1.0
-    import torch
-    from torchmetrics.detection.mean_ap import MeanAveragePrecision
+    try:
+        import torch
+        from torchmetrics.detection.mean_ap import MeanAveragePrecision
+    except ModuleNotFoundError as error:
+        raise not_installed(error) from None
 
     metric = MeanAveragePrecision(
         iou_thresholds=[0.5],
@@ -424,7 +415,7 @@ def detection_strata(cases: Sequence[DetectionCase]) -> dict[str, list[Detection
     """The cases of each tumour domain, "tumor_0" and so on, then of each ROI type, "roi_type_hotspot" and so on."""
     strata = {
         f"tumor_{domain}": [case for case in cases if case.domain == domain]
-        for domain in sorted({case.domain for case in cases})  # type: ignore[type-var]  # all numbers or all texts
+        for domain in sorted({case.domain for case in cases})  # all numbers or all texts
     }
     return strata | {f"roi_type_{kind}": [case for case in cases if case.roi_type == kind] for kind in ROI_TYPES}
 

@@ -6,6 +6,7 @@ colours become RGB in `_level`.
 
 import logging
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -100,8 +101,6 @@ def _read_page(path: Path, tif: "TiffFile", page: "TiffPage", size: tuple[int, i
 
 def _walk(tif: "TiffFile") -> Iterator["TiffPage"]:
     """The pages; tifffile's own list grows with them, and ends in silence where the file is damaged."""
-    import struct
-
     import tifffile
 
     layout, file = tif.tiff, tif.filehandle

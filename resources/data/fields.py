@@ -28,7 +28,7 @@ SAME_CELL_UM = 7.5  # the challenge's distance of a match
 
 @dataclass
 class Field(ArraySlide):
-    """One labelled image, in its own pixels or, if those are far from .25 um, resampled to .25 um.
+    """One labelled image as a `Slide`, in its own pixels or, if those are far from .25 um, resampled to .25 um.
 
     Attributes:
         name, case, source: file, case or slide, name of the folder.
@@ -47,7 +47,7 @@ class Field(ArraySlide):
     look_alikes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     factor: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__init__(self.pixels, self.um_per_px)
 
     @property

@@ -7,39 +7,43 @@ than one GPU: `torchrun --nproc_per_node 4 resources/train/atypical.py ...`.
 """
 
 import argparse
+import hashlib
 import sys
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from msgspec import Meta  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.engine.classifier import (  # noqa: E402
-    NetworkClassifier,
-    Views,
-    choose_device,
-    classify,
-    load_network,
-    normalise,
-)
+from midog.engine.classifier import NetworkClassifier, Views, classify, normalise  # noqa: E402
+from midog.engine.weights import choose_device, load_network  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.models.classifiers import NETWORKS  # noqa: E402
-from midog.system import parse, read_yaml  # noqa: E402
+from midog.models import CLASSIFIERS, build, normalisation  # noqa: E402
+from midog.system import CROP_UM, Made, NotNegative, Positive, Pretrained  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.train.augment import Augmentation, augment  # noqa: E402
 from resources.train.common import (  # noqa: E402
+    Count,
+    Decay,
+    Plan,
+    Rate,
+    Seed,
+    Strict,
     WeightAverage,
     cosine_with_warmup,
     distributed,
     load_checkpoint,
     prepare_out,
+    read_plan,
     save_checkpoint,
     save_weights,
     seed_everything,
@@ -53,19 +57,8 @@ OPTIMIZERS = {
 }
 
 
-@dataclass(frozen=True)
-class Design:
-    """The network and its input, as `midog.system.Member` has them."""
-
-    network: str
-    options: dict
-    crop: float
-    size: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The `training` part of a system's YAML.
+class AtypicalRecipe(Strict, frozen=True):
+    """How Track 2's classifier is trained.
 
     Attributes:
         folds, seed: of the split and of everything random.
@@ -83,53 +76,41 @@ class Recipe:
         augmentation: see `Augmentation`.
     """
 
-    folds: int
-    seed: int
-    epochs: int
-    batch: int
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    warmup_epochs: float
-    clip_norm: float
-    labels: str
-    weight_average: float
-    keep: str
+    folds: Annotated[int, Meta(ge=2)]
+    seed: Seed
+    epochs: Count
+    batch: Count
+    optimizer: Literal["adam", "adamw"]
+    learning_rate: Rate
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    clip_norm: Positive
+    labels: Literal["hard", "votes"]
+    weight_average: Decay
+    keep: Literal["best", "last"]
     pretrained: str
-    subclass_weight: float
-    mask_weight: float
+    subclass_weight: NotNegative
+    mask_weight: NotNegative
     compile: bool
     augmentation: Augmentation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A file of resources/systems for Track 2."""
-
-    system: str
-    version: str
-    track: int
-    views: int
-    member: Design
-    training: Recipe
 
 
 class Trainee(nn.Module):
     """The network with its auxiliary outputs: logits (N, 1 + subclasses), and a chromosome mask at half its fine map.
 
     Args:
-        design: `Design`; `options.classes` is set to 1 + subclasses.
+        part: `midog.system.Classifier`; `options.num_classes` is set to 1 + subclasses.
         subclasses: how many.
         with_mask: predict the chromosomes from the second stage, at twice its resolution.
     """
 
-    def __init__(self, design, subclasses, with_mask):
+    def __init__(self, part, subclasses, with_mask):
         super().__init__()
-        self.network = NETWORKS[design.network](**design.options, classes=1 + subclasses)
+        self.network = build(CLASSIFIERS, part.network, part.options | {"num_classes": 1 + subclasses})
         self.mask = None
         if with_mask:
             if not hasattr(self.network, "stage_maps"):
-                raise UserError(f"network {design.network}: no maps to learn masks from; set mask_weight to 0")
+                raise UserError(f"network {part.network}: no maps to learn masks from; set mask_weight to 0")
             self.mask = nn.Conv2d(self.network.widths[1], 4, 1)
 
     def forward(self, x):
@@ -157,17 +138,9 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def read_plan(name):
-    """resources/systems/NAME.yaml (or a path) -> `Plan`; strict keys."""
-    path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
-    values = read_yaml(path)
-    if isinstance(values, dict) and isinstance(values.get("training"), dict):
-        training = dict(values["training"])
-        where = f"{path}: training.augmentation"
-        training["augmentation"] = parse(Augmentation, training.get("augmentation"), where)
-        values = values | {"training": parse(Recipe, training, f"{path}: training")}
-        values["member"] = parse(Design, values.get("member"), f"{path}: member")
-    return parse(Plan, values, path)
+def read_atypical_plan(name: str) -> Plan[AtypicalRecipe]:
+    """resources/systems/NAME.yaml (or a path), for Track 2."""
+    return read_plan(name, 2, "classifier", AtypicalRecipe)
 
 
 def split_folds(crops, recipe):
@@ -218,6 +191,15 @@ def load_pretrained(network, recipe, given):
         raise UserError(f"{source}: not the weights of this network ({(unexpected or missing)[0]}); choose others")
 
 
+def pretrained_of(recipe: AtypicalRecipe, given: str | None) -> dict[str, Pretrained]:
+    """What `load_pretrained` reads, as model.yaml tells it; what timm downloads has no file to take a sha256 of."""
+    if given == "none" or not (given or recipe.pretrained):
+        return {}
+    sha256 = hashlib.sha256(Path(given).read_bytes()).hexdigest() if given else "not recorded"
+    source = Path(given).name if given else recipe.pretrained
+    return {"classifier": Pretrained(source=source, sha256=sha256, licence="unknown")}
+
+
 def make_optimizer(trainee, recipe):
     matrices = [parameter for parameter in trainee.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in trainee.parameters() if parameter.ndim <= 1]
@@ -245,8 +227,9 @@ class FoldTrainer:
         self.rank, self.world = rank, world
         recipe = self.recipe
         seed_everything(recipe.seed, "start", fold)
-        self.trainee = Trainee(plan.member, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
+        self.trainee = Trainee(plan.system.classifier, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
         load_pretrained(self.trainee.network, recipe, pretrained)
+        self.normalisation = normalisation(self.trainee.network)
         self.trainee.to(device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.trainee, recipe.weight_average)
         self.optimizer = make_optimizer(self.trainee, recipe)
@@ -326,14 +309,14 @@ class FoldTrainer:
         return total / steps
 
     def _step(self, chosen):
-        recipe, crops, design = self.recipe, self.crops, self.plan.member
+        recipe, crops, part = self.recipe, self.crops, self.plan.system.classifier
         images = crops.images[chosen].to(self.device).float() / 255
         masks = crops.masks[chosen].to(self.device).float()
-        images, masks = augment(images, masks, design.crop, design.size, recipe.augmentation)
+        images, masks = augment(images, masks, part.field_um / CROP_UM, part.input_px, recipe.augmentation)
         targets = (crops.votes if recipe.labels == "votes" else crops.labels.float())[chosen].to(self.device)
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with torch.autocast(self.device.type, half):
-            logits, mask_logits = self.parallel(normalise(images))
+            logits, mask_logits = self.parallel(normalise(images, *self.normalisation))
         loss = soft_binary_loss(logits[:, 0], targets)
         if logits.shape[1] > 1:
             shares = crops.subclasses[chosen].to(self.device)
@@ -363,9 +346,9 @@ class FoldTrainer:
 
 def predict(network, plan, views, crops, rows, device):
     """P(atypical) before calibration, as inference computes it: float32 (len(rows),)."""
-    classifier = Views(NetworkClassifier(network, plan.member.crop, plan.member.size), views)
-    pages = (crops.images[row].permute(1, 2, 0).numpy() for row in rows)
-    return classify(pages, classifier, device, tqdm.write)
+    part = plan.system.classifier
+    classifier = Views(NetworkClassifier(network, part.field_um / CROP_UM, part.input_px), views)
+    return classify((crops.images[row].permute(1, 2, 0).numpy() for row in rows), classifier, device)
 
 
 def train_fold(plan, crops, numbers, fold, arguments, device, rank, world):
@@ -388,20 +371,21 @@ def predict_held_out(plan, crops, numbers, fold, out, device):
     path = out / f"fold{fold}" / "held_out.csv"
     if path.exists():
         return
-    options = plan.member.options | {"classes": 1 + len(subclass_names(crops, plan.training))}
-    network = load_network(plan.member.network, options, path.with_name("weights.safetensors")).to(device)
+    part = plan.system.classifier
+    options = part.options | {"num_classes": 1 + len(subclass_names(crops, plan.training))}
+    network = load_network(CLASSIFIERS, part.network, options, path.with_name("weights.safetensors")).to(device)
     rows = np.flatnonzero(numbers == fold)
     table = pd.DataFrame({"file": crops.files[rows], "case": crops.cases[rows], "domain": crops.domains[rows]})
     table["fold"], table["label"] = fold, crops.labels[rows].numpy()
     table["one_view"] = predict(network, plan, 1, crops, rows, device)
-    table["raw"] = predict(network, plan, plan.views, crops, rows, device)
+    table["raw"] = predict(network, plan, part.views, crops, rows, device)
     table.to_csv(path, index=False)
 
 
 def run(arguments):
     from resources.train.atypical_report import report_and_export
 
-    plan = read_plan(arguments.system)
+    plan = read_atypical_plan(arguments.system)
     try:
         folds = sorted({int(number) for number in arguments.folds.split(",")})
         if not folds or not set(folds) <= set(range(plan.training.folds)):
@@ -414,7 +398,7 @@ def run(arguments):
         device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if rank == 0:
-        said = {"data": arguments.data, "limit": arguments.limit, "plan": asdict(plan)}
+        said = {"data": arguments.data, "limit": arguments.limit, "plan": plan.as_yaml()}
         prepare_out(arguments.out, arguments.resume, said)
     if world > 1:
         torch.distributed.barrier()
@@ -428,6 +412,8 @@ def run(arguments):
     if rank == 0:
         for fold in folds:
             predict_held_out(plan, crops, numbers, fold, arguments.out, device)
+        made = Made(pretrained=pretrained_of(plan.training, arguments.pretrained))
+        plan = Plan(msgspec.structs.replace(plan.system, made=made), plan.part, plan.training)
         report_and_export(plan, crops, folds, subclass_names(crops, plan.training), arguments.out)
 
 

@@ -4,22 +4,24 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from midog.calibration import Calibration, platt
 from midog.evaluation.metrics import bootstrap_by_case, classification_metrics
-from midog.files import write_json, write_yaml
-from midog.system import CROP_UM, load_system
+from midog.files import write_json
+from midog.system import ClassifierWeights, DataSource, Made
+from resources.train.common import commit, write_model
 
 if TYPE_CHECKING:
     from resources.data.crops import Crops
-    from resources.train.atypical import Plan
+    from resources.train.atypical import AtypicalRecipe
+    from resources.train.common import Plan
 
 UNREGULARISED = 1e6  # of Platt's scaling: thousands of crops need no regularisation
 LEAST_SCALE = 1e-3  # never upside down, not even after two steps of training
@@ -38,7 +40,9 @@ def fit_calibration(probabilities: ArrayLike, labels: ArrayLike) -> Calibration:
         return Calibration(LEAST_SCALE)
 
 
-def report_and_export(plan: "Plan", crops: "Crops", folds: Sequence[int], subclasses: Sequence[str], out: Path) -> None:
+def report_and_export(
+    plan: "Plan[AtypicalRecipe]", crops: "Crops", folds: Sequence[int], subclasses: Sequence[str], out: Path
+) -> None:
     """Write out_of_fold.csv, metrics.json, the plots and OUT/model/<system>/ from the finished folds."""
     table = pd.concat([pd.read_csv(out / f"fold{fold}" / "held_out.csv") for fold in folds], ignore_index=True)
     calibration = fit_calibration(table.raw, table.label)
@@ -135,7 +139,7 @@ def _plot(table: pd.DataFrame, out: Path) -> None:
 
 
 def export(
-    plan: "Plan",
+    plan: "Plan[AtypicalRecipe]",
     crops: "Crops",
     folds: Sequence[int],
     subclasses: Sequence[str],
@@ -147,30 +151,28 @@ def export(
 
     Every fold's network has the calibration, which was fitted on single networks, before the mean.
     """
-    folder = out / "model" / plan.system
+    system, part = plan.system, plan.system.classifier
+    assert part is not None
+    folder = out / "model" / system.system
     folder.mkdir(parents=True, exist_ok=True)
     members = []
     for fold in folds:
         target = folder / f"fold{fold}.safetensors"
         shutil.copyfile(out / f"fold{fold}" / "weights.safetensors", target)
         sha256 = hashlib.sha256(target.read_bytes()).hexdigest()
-        values = {"scale": calibration.scale, "shift": calibration.shift}
-        members.append({"weights": target.name, "sha256": sha256, "calibration": values})
-    content = {
-        "system": plan.system,
-        "track": plan.track,
-        "version": plan.version,
-        "classifier": {
-            "network": plan.member.network,
-            "options": plan.member.options | {"num_classes": 1 + len(subclasses)},
-            "field_um": plan.member.crop * CROP_UM,
-            "input_px": plan.member.size,
-            "views": plan.views,
-            "members": members,
-        },
-        "training": {"classifier": asdict(plan.training) | {"subclasses": subclasses, "crops": len(crops)}},
-        "made": {"data": [{"set": name} for name in crops.sets], "metrics": {"out_of_fold": metrics["overall"]}},
-    }
-    write_yaml(folder / "model.yaml", _plain(content))
-    load_system(folder)
+        members.append(ClassifierWeights(weights=target.name, sha256=sha256, calibration=calibration))
+    options = part.options | {"num_classes": 1 + len(subclasses)}
+    recipe = msgspec.to_builtins(plan.training) | {"subclasses": list(subclasses), "crops": len(crops)}
+    exported = msgspec.structs.replace(
+        system,
+        classifier=msgspec.structs.replace(part, options=options, members=tuple(members)),
+        training={"classifier": recipe},
+        made=Made(
+            code=commit(),
+            data=tuple(DataSource(set=name) for name in crops.sets),
+            pretrained=system.made.pretrained,
+            metrics=_plain({"out_of_fold": metrics["overall"]}),
+        ),
+    )
+    write_model(folder, exported)
     print(f"exported {folder}: run it with inference.py --model {out / 'model'}")

@@ -1,9 +1,10 @@
 """Augmentation of a batch of crops, on whole tensors and on any device."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
+
+from midog.system import Fraction, NotNegative
+from resources.train.common import Degrees, Strict
 
 # Rows: the optical density of haematoxylin, eosin and DAB in R, G, B
 # (Ruifrok and Johnston 2001, as in scikit-image's rgb_from_hed).
@@ -11,8 +12,7 @@ RGB_FROM_HED = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57
 HED_FROM_RGB = torch.linalg.inv(RGB_FROM_HED)
 
 
-@dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Strict, frozen=True):
     """How much a crop may change; 0 switches a part off.
 
     Attributes:
@@ -28,16 +28,16 @@ class Augmentation:
         blur: probability of a 3x3 mean.
     """
 
-    flip: float = 0.0
-    transpose: float = 0.0
-    affine: float = 0.0
-    rotation: float = 0.0
-    scale: float = 0.0
-    stretch: float = 0.0
-    shift: float = 0.0
-    stain: float = 0.0
-    contrast: float = 0.0
-    blur: float = 0.0
+    flip: Fraction = 0.0
+    transpose: Fraction = 0.0
+    affine: Fraction = 0.0
+    rotation: Degrees = 0.0
+    scale: NotNegative = 0.0
+    stretch: NotNegative = 0.0
+    shift: Fraction = 0.0
+    stain: NotNegative = 0.0
+    contrast: NotNegative = 0.0
+    blur: Fraction = 0.0
 
 
 def augment(crops, masks, kept, size, how):

@@ -4,50 +4,62 @@
         --validation DIR[:CASE] ... --system NAME --out DIR
 
 The crops are the detector's own proposals: true figures, look-alikes and false
-positives, and labelled cells that it missed. The recipe is the `classifier`
-part of resources/systems/NAME.yaml; OUT/model/NAME/ is the export: the detector
+positives, and labelled cells that it missed. The recipe is
+`training.classifier` of resources/systems/NAME.yaml; OUT/model/NAME/ is the export: the detector
 and the classifier together.
 """
 
 import argparse
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from msgspec import Meta  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from midog.calibration import Calibration, shift_to_half  # noqa: E402
 from midog.engine.boxes import merge_near  # noqa: E402
-from midog.engine.classifier import NetworkClassifier, Views, choose_device, classify, load_network, normalise  # noqa: E402
-from midog.engine.detector import cut_candidate, find_candidates, load_detector, with_score  # noqa: E402
+from midog.engine.classifier import NetworkClassifier, Views, classify, normalise  # noqa: E402
+from midog.engine.detector import find_candidates, load_detector  # noqa: E402
+from midog.engine.two_stages import cut_candidate, with_score  # noqa: E402
+from midog.engine.weights import choose_device, load_network  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.evaluation.metrics import best_operating_point, match  # noqa: E402
-from midog.models.classifiers import NETWORKS  # noqa: E402
-from midog.system import load_system, parse, read_yaml  # noqa: E402
+from midog.models import CLASSIFIERS, build, normalisation  # noqa: E402
+from midog.system import ClassifierWeights, Fraction, Made, NotNegative, Positive, load_system  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import Field, add_mined, read_fields  # noqa: E402
-from resources.train.atypical import Design  # noqa: E402
 from resources.train.augment import Augmentation, augment  # noqa: E402
 from resources.train.common import (  # noqa: E402
+    Count,
+    Decay,
+    Plan,
+    Rate,
+    Seed,
+    Strict,
     WeightAverage,
+    commit,
     cosine_with_warmup,
     load_checkpoint,
-    operating_shift,
     prepare_out,
+    read_plan,
     save_checkpoint,
     save_weights,
     seed_everything,
     write_model,
     write_rows,
 )
-from resources.train.detector import DATA_ARGUMENTS, add_data_arguments, names_of  # noqa: E402
+from resources.train.detector import DATA_ARGUMENTS, add_data_arguments, sources_of  # noqa: E402
 from resources.train.losses import contrastive_loss, focal_loss  # noqa: E402
 
 MATCH_UM = 7.5
@@ -56,8 +68,7 @@ BOX_PX = 50
 PAD = 64  # px around a crop whose neighbourhood is unknown
 
 
-@dataclass(frozen=True)
-class CandidateRecipe:
+class CandidateRecipe(Strict, frozen=True):
     """How stage 2 is trained.
 
     Attributes:
@@ -77,47 +88,28 @@ class CandidateRecipe:
         erase: probability that a rectangle of .02 to .15 of the crop is erased.
     """
 
-    seed: int
-    epochs: int
-    crops_an_epoch: int
-    batch: int
-    learning_rate: float
-    final_learning_rate: float
-    weight_decay: float
-    warmup_epochs: float
-    patience: int
-    weight_average: float
-    least_score: float
-    positive_share: float
-    alpha_mitotic: float
-    alpha_background: float
-    gamma: float
-    temperature: float
-    contrastive_weight: float
+    seed: Seed
+    epochs: Count
+    crops_an_epoch: Count
+    batch: Count
+    learning_rate: Rate
+    final_learning_rate: Rate
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    patience: Count
+    weight_average: Decay
+    least_score: Fraction
+    positive_share: Annotated[float, Meta(gt=0, lt=1)]
+    alpha_mitotic: NotNegative
+    alpha_background: NotNegative
+    gamma: NotNegative
+    temperature: Positive
+    contrastive_weight: NotNegative
     augmentation: Augmentation
-    colour_jitter: list
-    mixup: float
-    randaugment: int
-    erase: float
-
-
-@dataclass(frozen=True)
-class CandidatePlan:
-    """The `classifier` part of a system's YAML.
-
-    Attributes:
-        views: of each crop at test.
-        confidence: the least score of a detector's candidate that is classified.
-        context_um, score_weight: as in `midog.system.Detector`.
-        member, training: the network, and how it is trained.
-    """
-
-    views: int
-    confidence: float
-    context_um: float
-    score_weight: float
-    member: Design
-    training: CandidateRecipe
+    colour_jitter: Annotated[tuple[Fraction, ...], Meta(max_length=3)]
+    mixup: Fraction
+    randaugment: Annotated[int, Meta(ge=0)]
+    erase: Fraction
 
 
 @dataclass
@@ -143,25 +135,13 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_data_arguments(parser)
     parser.add_argument("--detector", required=True, type=Path, metavar="DIR", help="what detector.py exported")
-    parser.add_argument("--context-um", type=float, metavar="UM", help="instead of the recipe's; 0 is the box itself")
+    parser.add_argument("--field-um", type=float, metavar="UM", help="instead of the recipe's; 0 is the box itself")
     return parser.parse_args(argv)
 
 
-def read_candidate_plan(name):
-    """resources/systems/NAME.yaml (or a path) -> the whole mapping, and its `CandidatePlan`; strict keys."""
-    path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
-    values = read_yaml(path)
-    if not isinstance(values, dict) or not isinstance(values.get("classifier"), dict):
-        raise UserError(f"{path}: no classifier; choose a system of two stages")
-    where = f"{path}: classifier"
-    classifier = dict(values["classifier"])
-    classifier["member"] = parse(Design, classifier.get("member"), f"{where}.member")
-    training = dict(classifier.get("training") or {})
-    training["augmentation"] = parse(Augmentation, training.get("augmentation"), f"{where}.training.augmentation")
-    classifier["training"] = parse(CandidateRecipe, training, f"{where}.training")
-    if classifier["member"].crop != 1:
-        raise UserError(f"{where}.member: crop is {classifier['member'].crop}; 1 expected, context_um says how much")
-    return values, parse(CandidatePlan, classifier, where)
+def read_candidate_plan(name: str) -> Plan[CandidateRecipe]:
+    """resources/systems/NAME.yaml (or a path), of two stages."""
+    return read_plan(name, 1, "classifier", CandidateRecipe)
 
 
 def crops_as_fields(folders):
@@ -176,7 +156,7 @@ def crops_as_fields(folders):
 
 def propose(detector, part, field, device):
     """The detector's merged candidates of a field: boxes (K, 4), scores (K,)."""
-    tile = part.tile if max(field.size) > 256 else 256
+    tile = part.tile if max(field.size) > 256 else (256, 256)
     boxes, scores = find_candidates(field, detector, tile, part.overlap, device)
     kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
     return boxes[kept], scores[kept]
@@ -189,14 +169,15 @@ def gather(fields, number_of, detector, part, plan, device, labelled):
         fields: list of `Field`.
         number_of: what goes into `Candidates.fields`, a function of the place in the list.
         detector, part: the detector and its settings.
-        plan: `CandidatePlan`.
+        plan: `Plan` of a `CandidateRecipe`.
         labelled: add labelled cells where they were labelled, whether proposed or not.
     """
     images, labels, numbers, scores, boxes = [], [], [], [], []
-    size = round(plan.member.size * MARGIN)
+    classifier = plan.system.classifier
+    size = round(classifier.input_px * MARGIN)
 
     def add(field, number, box, label, score):
-        images.append(cut_candidate(field, box, plan.context_um, size, MARGIN))
+        images.append(cut_candidate(field, box, classifier.field_um, size, MARGIN))
         labels.append(label)
         numbers.append(number)
         scores.append(score)
@@ -241,7 +222,7 @@ class CandidateTrainer:
     """Train stage 2 from its checkpoint, if there is one, to its end.
 
     Args:
-        plan: `CandidatePlan`.
+        plan: `Plan` of a `CandidateRecipe`.
         training, validation: `Candidates`.
         truths: mitotic figures in the validation fields, found by the detector or not.
         folder: for the checkpoint and the log.
@@ -253,7 +234,9 @@ class CandidateTrainer:
         self.truths, self.folder, self.device = truths, folder, device
         recipe = self.recipe
         seed_everything(recipe.seed, "start")
-        self.network = NETWORKS[plan.member.network](**plan.member.options)
+        part = plan.system.classifier
+        self.network = build(CLASSIFIERS, part.network, part.options)
+        self.normalisation = normalisation(self.network)
         self.network.to(device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, recipe.weight_average)
         matrices = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
@@ -352,7 +335,7 @@ class CandidateTrainer:
             images = torch.stack([change(image) for image in images])
         images = images.to(self.device).float() / 255
         blank = images.new_zeros(len(images), 1, *images.shape[2:])
-        images, _ = augment(images, blank, 1 / MARGIN, self.plan.member.size, recipe.augmentation)
+        images, _ = augment(images, blank, 1 / MARGIN, self.plan.system.classifier.input_px, recipe.augmentation)
         targets = labels.float()
         mixed = torch.rand(len(images), device=self.device) < recipe.mixup
         weight = torch.where(mixed, torch.rand(len(images), device=self.device), 1.0)
@@ -361,7 +344,7 @@ class CandidateTrainer:
         targets = weight * targets + (1 - weight) * targets[other]
         images = erase(images, recipe.erase)
         with torch.autocast(self.device.type, torch.bfloat16):
-            features, logits = features_and_logits(self.network, normalise(images))
+            features, logits = features_and_logits(self.network, normalise(images, *self.normalisation))
         loss = focal_loss(logits, targets, recipe.gamma, recipe.alpha_mitotic, recipe.alpha_background)
         if recipe.contrastive_weight:
             whole = ~mixed  # a blend has no class
@@ -385,37 +368,40 @@ def erase(images, probability):
 
 
 def predict(network, plan, views, candidates, device):
-    """P(mitotic figure) before calibration, as inference computes it: float32 (N,)."""
-    classifier = Views(NetworkClassifier(network, 1 / MARGIN, plan.member.size), views)
+    """P(mitotic figure) before calibration, as inference computes it: float64 (N,)."""
+    part = plan.system.classifier
+    classifier = Views(NetworkClassifier(network, 1 / MARGIN, part.input_px), views)
     network.eval()
-    probabilities = classify(iter(candidates.images.permute(0, 2, 3, 1).numpy()), classifier, device, tqdm.write)
-    return with_score(probabilities, candidates.scores, plan.score_weight)
+    probabilities = classify(iter(candidates.images.permute(0, 2, 3, 1).numpy()), classifier, device)
+    return with_score(probabilities, candidates.scores, part.score_weight)
 
 
 def train(arguments):
-    values, plan = read_candidate_plan(arguments.system)
-    if arguments.context_um is not None:
-        plan = replace(plan, context_um=arguments.context_um)
+    plan = read_candidate_plan(arguments.system)
+    if arguments.field_um is not None:
+        if not arguments.field_um >= 0:
+            raise UserError(f"--field-um {arguments.field_um:g}: 0 or more expected")
+        plan = plan.with_part(field_um=arguments.field_um)
     if arguments.seed is not None:
-        plan = replace(plan, training=replace(plan.training, seed=arguments.seed))
+        plan = plan.with_training(seed=arguments.seed)
     stage1 = load_system(arguments.detector)
     part = stage1.detector
     device = choose_device(arguments.device)
     fields = add_mined(read_fields(arguments.data), arguments.mined)
     held_out = read_fields(arguments.validation)
     said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
-    prepare_out(arguments.out, arguments.resume, said | {"detector": asdict(part), "plan": asdict(plan)})
+    prepare_out(arguments.out, arguments.resume, said | {"detector": msgspec.to_builtins(part), "plan": plan.as_yaml()})
 
-    def cut(confidence):
-        return load_detector(stage1, device, confidence), part, plan, device
+    def cut(score_threshold):
+        return load_detector(stage1, device, score_threshold), part, plan, device
 
     training = _cached(
         arguments.out / "training.npz", lambda: _training(arguments, fields, cut(plan.training.least_score))
     )
-    # Validation is what inference sees: candidates from the system's own confidence on.
+    # Validation is what inference sees: candidates from the system's own threshold on.
     validation = _cached(
         arguments.out / "validation.npz",
-        lambda: gather(held_out, lambda place: place, *cut(plan.confidence), labelled=False),
+        lambda: gather(held_out, lambda place: place, *cut(plan.system.detector.score_threshold), labelled=False),
     )
     truths = sum(len(field.figures) for field in held_out)
     print(
@@ -426,7 +412,7 @@ def train(arguments):
     trainer = CandidateTrainer(plan, training, validation, truths, arguments.out, device)
     trainer.resume()
     best = trainer.run()
-    export(arguments, values, plan, stage1, best, validation, truths, device)
+    export(arguments, plan, stage1, best, validation, truths, device)
 
 
 def _training(arguments, fields, cut):
@@ -457,33 +443,39 @@ def _cached(path, make):
     )
 
 
-def export(arguments, values, plan, stage1, weights, validation, truths, device):
+def export(arguments, plan, stage1, weights, validation, truths, device):
     """Write OUT/model/<system>/: the detector as it is, the classifier, and model.yaml."""
-    folder = arguments.out / "model" / values["system"]
+    name, part = plan.system.system, plan.system.classifier
+    folder = arguments.out / "model" / name
     folder.mkdir(parents=True, exist_ok=True)
     for each in stage1.detector.members:
-        shutil.copyfile(stage1.folder / each.weights, folder / each.weights)
+        shutil.copyfile(stage1.path_of(each), folder / each.weights)
     sha256 = save_weights(weights, folder / "classifier.safetensors")
-    network = load_network(plan.member.network, plan.member.options, folder / "classifier.safetensors").to(device)
-    probabilities = predict(network, plan, plan.views, validation, device)
+    network = load_network(CLASSIFIERS, part.network, part.options, folder / "classifier.safetensors").to(device)
+    probabilities = predict(network, plan, part.views, validation, device)
     f1, threshold = best_operating_point(probabilities, validation.labels.numpy(), truths)
-    member = asdict(plan.member) | {"calibration": {"scale": 1.0, "shift": operating_shift(threshold)}}
-    member |= {"weights": "classifier.safetensors", "sha256": sha256}
-    detector = asdict(stage1.detector)
-    detector |= {name: getattr(plan, name) for name in ("confidence", "context_um", "score_weight")}
+    calibration = Calibration(shift=shift_to_half(threshold))
+    member = ClassifierWeights(weights="classifier.safetensors", sha256=sha256, calibration=calibration)
+    detector = msgspec.structs.replace(
+        stage1.detector,
+        score_threshold=plan.system.detector.score_threshold,
+        members=tuple(msgspec.structs.replace(each, shared="") for each in stage1.detector.members),
+    )
+    made = Made(
+        code=commit(),
+        data=tuple(dict.fromkeys((*stage1.made.data, *sources_of(arguments)))),
+        pretrained=stage1.made.pretrained,
+        metrics=stage1.made.metrics | {"validation_f1_two_stages": round(f1, 4)},
+    )
     write_model(
         folder,
-        {
-            "system": values["system"],
-            "version": values["version"],
-            "track": 1,
-            "views": plan.views,
-            "data": names_of(arguments),
-            "detector": detector,
-            "members": [member],
-            "training": {"detector": stage1.training["detector"], "classifier": asdict(plan.training)},
-            "metrics": stage1.metrics | {"validation_f1_two_stages": round(f1, 4)},
-        },
+        msgspec.structs.replace(
+            plan.system,
+            detector=detector,
+            classifier=msgspec.structs.replace(part, members=(member,)),
+            training=stage1.training | {"classifier": msgspec.to_builtins(plan.training)},
+            made=made,
+        ),
     )
     print(f"validation F1 {f1:.4f} at {threshold:.3f} before calibration; export {folder}", flush=True)
 

@@ -5,12 +5,92 @@ import csv
 import hashlib
 import math
 import os
+import subprocess
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import msgspec
 import torch
+from msgspec import Meta, Struct
 
 from midog.errors import UserError
+from midog.files import write_yaml
+from midog.system import DataSource, System, as_yaml, load_system, parse, read_system
+from resources.data.fields import read_tables, select_images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Count = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(gt=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+Degrees = Annotated[float, Meta(ge=0, le=180)]
+
+
+class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A recipe, or a part of one: exactly these keys, each checked where it is read."""
+
+
+Recipe = TypeVar("Recipe", bound=Struct)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[Recipe]):
+    """A recipe file of resources/systems, and how one part of it is trained.
+
+    Attributes:
+        system: the file.
+        part: what is trained.
+        training: `training.<part>` of the file.
+    """
+
+    system: System
+    part: Literal["detector", "classifier"]
+    training: Recipe
+
+    def with_training(self, **changes: object) -> "Plan[Recipe]":
+        """The plan with other values in its recipe."""
+        return Plan(self.system, self.part, msgspec.structs.replace(self.training, **changes))
+
+    def with_part(self, **changes: object) -> "Plan[Recipe]":
+        """The plan with other values in the part that is trained."""
+        part = msgspec.structs.replace(getattr(self.system, self.part), **changes)
+        return Plan(msgspec.structs.replace(self.system, **{self.part: part}), self.part, self.training)
+
+    def as_yaml(self) -> dict[str, Any]:
+        """Plain values of everything."""
+        trained = {self.part: msgspec.to_builtins(self.training)}
+        return as_yaml(msgspec.structs.replace(self.system, training=self.system.training | trained))
+
+
+def read_plan(
+    name: str, track: int, part: Literal["detector", "classifier"], kind: type[Recipe], network: str | None = None
+) -> Plan[Recipe]:
+    """Read and check resources/systems/NAME.yaml, or a path.
+
+    Args:
+        name: of a system, or the path of a YAML file.
+        track: 1 or 2.
+        part: what is trained.
+        kind: of its recipe.
+        network: the one that the part must have; None for any.
+
+    Raises:
+        UserError: the file is for the other track or network, or has no such part or recipe; see `midog.system.parse`.
+    """
+    path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
+    system = read_system(path)
+    if system.track != track:
+        raise UserError(f"{path}: is for Track {system.track}; choose a system for Track {track}")
+    if getattr(system, part) is None or part not in system.training:
+        raise UserError(f"{path}: no training.{part}; choose a system that has a recipe for its {part}")
+    found = getattr(system, part).network
+    if network not in (None, found):
+        raise UserError(f"{path}: its {part} is {found}; choose a system of {network}")
+    return Plan(system, part, parse(kind, system.training[part], path, f"training.{part}"))
 
 
 def seed_everything(*parts):
@@ -105,12 +185,6 @@ def prepare_out(out, resume, said):
         raise UserError(f"{path}: was another recipe or other data; give another --out")
 
 
-def operating_shift(threshold):
-    """The shift of `midog.system.Calibration` that puts a threshold at .5; finite for 0 and 1 as well."""
-    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
-    return round(-math.log(threshold / (1 - threshold)), 4)
-
-
 def save_weights(weights, path):
     """Write a state dict as fp16 safetensors, whole or not at all; returns the file's sha256."""
     from safetensors.torch import save_file
@@ -124,13 +198,41 @@ def save_weights(weights, path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_model(folder, values):
-    """Write model.yaml, whole or not at all, and prove that it loads."""
-    import yaml
+def write_model(folder: Path, system: System) -> System:
+    """Write model.yaml, whole or not at all, and prove that it loads; the system as loaded."""
+    write_yaml(folder / "model.yaml", as_yaml(system))
+    return load_system(folder)
 
-    from midog.system import load_system
 
-    part = folder / "model.yaml.part"
-    part.write_text(yaml.safe_dump(values, sort_keys=False))
-    part.replace(folder / "model.yaml")
-    load_system(folder)
+def commit() -> str:
+    """The commit of this repository, short; empty where git or the repository is not there."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def data_sources(data: Iterable[str], mined: Iterable[str] = (), crops: Iterable[str] = ()) -> tuple[DataSource, ...]:
+    """What a run learns from, as model.yaml tells it.
+
+    Args:
+        data: strings as `resources.data.fields.read_fields` takes them.
+        mined: paths of lists of hard negatives.
+        crops: folders of crops.
+    """
+    sources = [_source_of(selection) for selection in data]
+    for path in map(Path, mined):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sources.append(DataSource(set=path.name, mined_sha256=sha256))
+    return (*sources, *(DataSource(set=Path(folder).resolve().name) for folder in crops))
+
+
+def _source_of(selection: str) -> DataSource:
+    folder, _, cases = str(selection).partition(":")
+    name = Path(folder).resolve().name
+    if "=" in cases:  # chosen by another column: told by the cases that this means
+        images = select_images(read_tables(Path(folder))[0], cases, selection)
+        return DataSource(set=name, cases=tuple(sorted(set(images.case))))
+    patterns = tuple(cases.removeprefix("-").split(",")) if cases else ()
+    return DataSource(set=name, without=patterns) if cases.startswith("-") else DataSource(set=name, cases=patterns)

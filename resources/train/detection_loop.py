@@ -8,14 +8,18 @@ ensemble.
 
 import copy
 import os
-from dataclasses import dataclass
 
 import torch
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from midog.system import NotNegative, TileSide
 from resources.train.augment import jitter_contrast, jitter_stain
 from resources.train.common import (
+    Count,
+    Rate,
+    Seed,
+    Strict,
     cosine_with_warmup,
     load_checkpoint,
     save_checkpoint,
@@ -28,8 +32,7 @@ MOST_GRADIENT = 35.0  # norm, as in RTMDet's training
 RECALIBRATION_BATCHES = 8
 
 
-@dataclass(frozen=True)
-class LoopRecipe:
+class LoopRecipe(Strict, frozen=True):
     """How a detector is trained here.
 
     Attributes:
@@ -47,21 +50,25 @@ class LoopRecipe:
         augmentation: see `TileAugmentation`.
     """
 
-    seed: int
-    tile: list
+    seed: Seed
+    tile: tuple[TileSide, TileSide]
     loss: str
-    iterations: int
-    batch: int
-    accumulate: int
-    learning_rate: float
-    first_learning_rate: float
-    warmup_iterations: int
-    weight_decay: float
-    average_rates: list
-    validate_every: int
-    validation_tiles: int
+    iterations: Count
+    batch: Count
+    accumulate: Count
+    learning_rate: Rate
+    first_learning_rate: Rate
+    warmup_iterations: NotNegative
+    weight_decay: NotNegative
+    average_rates: tuple[Rate, ...]
+    validate_every: Count
+    validation_tiles: Count
     half_precision: bool
     augmentation: TileAugmentation
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not fall into {self.accumulate} forwards")
 
 
 class DetectionLoop:

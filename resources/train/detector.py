@@ -3,35 +3,45 @@
     python resources/train/detector.py --data DIR[:CASE,CASE] ... --crops DIR ... --validation DIR[:CASE] ...
         --system NAME --out DIR
 
-The recipe is the `detector` part of resources/systems/NAME.yaml. OUT/model/NAME/
+The recipe is `training.detector` of resources/systems/NAME.yaml. OUT/model/NAME/
 is the export: a system of the detector alone.
 """
 
 import argparse
 import os
 import sys
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[2]
 FINISHED = "finished"
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from msgspec import Meta  # noqa: E402
 
-from midog.engine.classifier import choose_device  # noqa: E402
-from midog.errors import UserError, exit_code  # noqa: E402
-from midog.system import DetectorDesign, check_design, parse, read_yaml  # noqa: E402
+from midog.engine.weights import choose_device  # noqa: E402
+from midog.errors import exit_code  # noqa: E402
+from midog.system import NotNegative, TileSide  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import add_mined, read_fields  # noqa: E402
-from resources.train.common import prepare_out  # noqa: E402
+from resources.train.common import (  # noqa: E402
+    Count,
+    Decay,
+    Plan,
+    Rate,
+    Seed,
+    Strict,
+    data_sources,
+    prepare_out,
+    read_plan,
+)
 from resources.train.detector_export import export_detector  # noqa: E402
-from resources.train.draws import SHARES, ShareDraws  # noqa: E402
+from resources.train.draws import Share, ShareDraws  # noqa: E402
 from resources.train.tiles import TileAugmentation, TileDataset  # noqa: E402
 
 
-@dataclass(frozen=True)
-class DetectorRecipe:
+class DetectorRecipe(Strict, frozen=True):
     """How a detector is trained.
 
     Attributes:
@@ -48,57 +58,29 @@ class DetectorRecipe:
         augmentation: see `TileAugmentation`.
     """
 
-    seed: int
-    tile: int
-    epochs: int
-    tiles_an_epoch: int
-    batch: int
-    learning_rate: float
-    final_learning_rate: float
-    weight_decay: float
-    warmup_epochs: float
-    patience: int
-    weight_average: float
+    seed: Seed
+    tile: TileSide
+    epochs: Count
+    tiles_an_epoch: Count
+    batch: Count
+    learning_rate: Rate
+    final_learning_rate: Rate
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    patience: Count
+    weight_average: Decay
     half_precision: bool
-    shares: dict
+    shares: Annotated[dict[Share, NotNegative], Meta(min_length=1)]
     augmentation: TileAugmentation
 
-
-@dataclass(frozen=True)
-class DetectorPlan(DetectorDesign):
-    """The `detector` part of a system's YAML: the design as in model.yaml, and the training."""
-
-    training: DetectorRecipe
+    def __post_init__(self) -> None:
+        if self.tiles_an_epoch < self.batch:
+            raise ValueError(f"tiles_an_epoch is {self.tiles_an_epoch}, at least one batch expected")
 
 
-def read_plan(name, kind):
-    """resources/systems/NAME.yaml (or a path) -> the whole mapping, and its plan of the `kind`; strict keys."""
-    path = Path(name) if name.endswith(".yaml") else ROOT / "resources" / "systems" / f"{name}.yaml"
-    values = read_yaml(path)
-    if not isinstance(values, dict) or not isinstance(values.get("detector"), dict):
-        raise UserError(f"{path}: no detector; choose a system for Track 1")
-    detector = dict(values["detector"])
-    if isinstance(detector.get("training"), dict):
-        where = f"{path}: detector.training"
-        training = dict(detector["training"])
-        training["augmentation"] = parse(TileAugmentation, training.get("augmentation"), f"{where}.augmentation")
-        recipe = {each.name: each.type for each in fields(kind)}["training"]
-        detector["training"] = parse(recipe, training, where)
-    plan = parse(kind, detector, f"{path}: detector")
-    check_design(plan, f"{path}: detector")
-    return values, plan
-
-
-def read_detector_plan(name):
-    """As `read_plan`, of a `DetectorPlan` that Ultralytics' trainer can follow."""
-    values, plan = read_plan(name, DetectorPlan)
-    where, recipe = f"{name}: detector.training", plan.training
-    unknown = sorted(set(recipe.shares) - set(SHARES))
-    if unknown:
-        raise UserError(f"{where}.shares: unknown key {', '.join(unknown)}; known: {', '.join(SHARES)}")
-    if recipe.tiles_an_epoch < recipe.batch:
-        raise UserError(f"{where}: tiles_an_epoch is {recipe.tiles_an_epoch}, at least one batch expected")
-    return values, plan
+def read_detector_plan(name: str) -> Plan[DetectorRecipe]:
+    """resources/systems/NAME.yaml (or a path), to be trained by Ultralytics' trainer."""
+    return read_plan(name, 1, "detector", DetectorRecipe, "yolo11")
 
 
 DATA_ARGUMENTS = ("data", "mined", "crops", "validation")
@@ -140,9 +122,9 @@ def read_training_data(arguments):
     return fields, validation, crops, groups
 
 
-def names_of(arguments):
-    """The names of the sets that a run learnt from, with their cases."""
-    return [Path(str(each)).name for each in (*arguments.data, *arguments.mined, *arguments.crops)]
+def sources_of(arguments):
+    """What a run learns from: `midog.system.DataSource`s."""
+    return data_sources(arguments.data, arguments.mined, arguments.crops)
 
 
 def parse_arguments(argv):
@@ -155,7 +137,7 @@ def overrides(plan, arguments, device):
     """The recipe in Ultralytics' words."""
     recipe = plan.training
     settings = {
-        "model": f"yolo11{plan.options['scale']}.yaml",
+        "model": f"yolo11{plan.system.detector.options['scale']}.yaml",
         "data": "tiles",
         "task": "detect",
         "epochs": recipe.epochs,
@@ -190,12 +172,12 @@ def overrides(plan, arguments, device):
 
 
 def train(arguments):
-    values, plan = read_detector_plan(arguments.system)
+    plan = read_detector_plan(arguments.system)
     recipe = plan.training
     device = choose_device(arguments.device)
     fields, validation, crops, _ = read_training_data(arguments)
     said = {name: getattr(arguments, name) for name in DATA_ARGUMENTS}
-    prepare_out(arguments.out, arguments.resume, said | {"plan": asdict(plan), "seed": arguments.seed})
+    prepare_out(arguments.out, arguments.resume, said | {"plan": plan.as_yaml(), "seed": arguments.seed})
     os.environ["YOLO_VERBOSE"] = "False"
     os.environ.setdefault("YOLO_CONFIG_DIR", str(arguments.out.resolve() / "ultralytics"))
     from resources.train.yolo_trainer import YOLO11Trainer
@@ -210,8 +192,8 @@ def train(arguments):
         if not trainer.is_over():
             trainer.train()
         (arguments.out / FINISHED).touch()
-    folder, states = arguments.out / "model" / values["system"], [trainer.best_network().state_dict()]
-    export_detector(folder, values, plan, states, names_of(arguments), validation, device)
+    folder, states = arguments.out / "model" / plan.system.system, [trainer.best_network().state_dict()]
+    export_detector(folder, plan, states, sources_of(arguments), validation, device)
 
 
 def main(argv=None):

@@ -1,24 +1,23 @@
 """Write a system of a detector alone, .5 its best threshold on labelled fields."""
 
-from dataclasses import asdict
-
+import msgspec
 from tqdm import tqdm
 
-from midog.engine.detector import SystemDetector
-from midog.system import load_system, read_yaml
-from resources.train.common import operating_shift, save_weights, write_model
+from midog.calibration import Calibration, shift_to_half
+from midog.engine.two_stages import SystemDetector
+from midog.system import Made, Weights, load_system
+from resources.train.common import commit, save_weights, write_model
 from resources.train.field_curve import precision_recall
 
 
-def export_detector(folder, values, plan, states, data, validation, device):
+def export_detector(folder, plan, states, data, validation, device):
     """Write FOLDER/model.yaml and the weights.
 
     Args:
         folder: `<out>/model/<system>`.
-        values: mapping of the system's YAML, for its name and version.
-        plan: the detector's part of it, a `DetectorDesign` with `training`.
+        plan: `resources.train.common.Plan` of the detector.
         states: a state dict for each member.
-        data: names of the sets that the weights learnt from.
+        data: `midog.system.DataSource`s that the weights learnt from.
         validation: list of `Field`.
         device: torch.device.
     """
@@ -26,27 +25,18 @@ def export_detector(folder, values, plan, states, data, validation, device):
     names = ["detector.safetensors"]
     if len(states) > 1:
         names = [f"member{number}.safetensors" for number in range(len(states))]
-    members = [
-        {"weights": name, "sha256": save_weights(state, folder / name)}
+    members = tuple(
+        Weights(weights=name, sha256=save_weights(state, folder / name))
         for name, state in zip(names, states, strict=True)
-    ]
-    detector = {name: value for name, value in asdict(plan).items() if name != "training"}
-    detector |= {"context_um": 0.0, "score_weight": 0.0, "members": members}
-    detector["calibration"] = {"scale": 1.0, "shift": 0.0}
-    write_model(
-        folder,
-        {
-            "system": values["system"],
-            "version": values["version"],
-            "track": 1,
-            "views": 1,
-            "data": data,
-            "detector": detector,
-            "members": [],
-            "training": {"detector": asdict(plan.training)},
-            "metrics": {},
-        },
     )
+    system = msgspec.structs.replace(
+        plan.system,
+        detector=msgspec.structs.replace(plan.system.detector, members=members),
+        classifier=None,
+        training={"detector": msgspec.to_builtins(plan.training)},
+        made=Made(code=commit(), data=data),
+    )
+    write_model(folder, system)
     curve = set_operating_point(folder, validation, device)
     print(f"validation {curve}; export {folder}", flush=True)
 
@@ -55,18 +45,24 @@ def set_operating_point(folder, fields, device):
     """Run a Track 1 system over labelled fields, and put its best threshold at .5 in model.yaml.
 
     Args:
-        folder: of a system of one stage, or of two with one classifier: the shift of an ensemble's mean is no number
-            that model.yaml holds, see `midog.evaluation.tune`.
+        folder: of a system of one stage, or of two with one classifier.
 
     Returns:
         the curve of `precision_recall`, over the probabilities before.
     """
-    detector = SystemDetector(load_system(folder), device, tqdm.write)
+    system = load_system(folder)
+    detector = SystemDetector(system, device)
     found = [detector(field) for field in tqdm(fields, "validation", disable=None, leave=False)]
-    curve = precision_recall(fields, [(each["box"], each["probability"]) for each in found])
-    values = read_yaml(folder / "model.yaml")
-    (last,) = values["members"] or [values["detector"]]
-    last["calibration"]["shift"] = round(last["calibration"]["shift"] + operating_shift(curve["threshold"]), 4)
-    values["metrics"] |= {f"validation_{name}": round(value, 4) for name, value in curve.items()}
-    write_model(folder, values)
+    curve = precision_recall(fields, [(each.boxes, each.probabilities) for each in found])
+    shift = Calibration(shift=shift_to_half(curve["threshold"]))
+    if system.classifier:
+        (member,) = system.classifier.members
+        member = msgspec.structs.replace(member, calibration=member.calibration.then(shift))
+        changed = {"classifier": msgspec.structs.replace(system.classifier, members=(member,))}
+    else:
+        calibration = system.detector.calibration.then(shift)
+        changed = {"detector": msgspec.structs.replace(system.detector, calibration=calibration)}
+    metrics = system.made.metrics | {f"validation_{name}": round(value, 4) for name, value in curve.items()}
+    made = msgspec.structs.replace(system.made, metrics=metrics)
+    write_model(folder, msgspec.structs.replace(system, made=made, **changed))
     return curve

@@ -1,12 +1,12 @@
 """What a training tile is drawn around: by shares that a recipe sets, or evenly over datasets, slides and classes."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from resources.train.sampling import sampling_weights
 
-SHARES = ("figure", "look_alike", "background", "crops")
+Share = Literal["figure", "look_alike", "background", "crops"]
 
 
 class Draw(NamedTuple):
@@ -26,12 +26,12 @@ class Draw(NamedTuple):
 
 
 class ShareDraws:
-    """Each of `SHARES` as often as the recipe says; those that are not there are left out.
+    """Each `Share` as often as the recipe says; those that are not there are left out.
 
     Args:
         fields: list of `resources.data.fields.Field`.
         crops: how many there are.
-        shares: mapping of `SHARES` to weights.
+        shares: mapping of `Share` to weights.
     """
 
     def __init__(self, fields, crops, shares):

@@ -3,7 +3,7 @@
     python resources/train/focasnet.py --data DIR[:CASE,CASE] ... --crops DIR ... --mined FILE ... \
         --validation DIR[:CASE] ... --system NAME --out DIR
 
-Wang et al., arXiv 2301.07627, section 3.1. The recipe is the `detector` part of
+Wang et al., arXiv 2301.07627, section 3.1. The recipe is `training.detector` of
 resources/systems/NAME.yaml; `--options cbam=false` and the like switch its parts,
 as the paper's table 1 does.
 OUT/model/NAME/ is the export. M_class follows: resources/train/candidate.py.

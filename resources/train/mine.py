@@ -16,24 +16,22 @@ FILE.csv has the columns set (the folder's name), image, x, y (px of the image a
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from midog.engine.classifier import choose_device  # noqa: E402
-from midog.engine.detector import SystemDetector  # noqa: E402
+from midog.engine.two_stages import SystemDetector  # noqa: E402
+from midog.engine.weights import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.job import check_writable  # noqa: E402
-from midog.report.export import write_file  # noqa: E402
+from midog.files import check_writable, write_file  # noqa: E402
 from midog.system import find_system, model_folder  # noqa: E402
 from resources.data.fields import CLASSES, MINED_COLUMNS, read_fields, scale_points  # noqa: E402
-from resources.train.tiles import BOX_UM  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -49,20 +47,20 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def mined_from(field, found):
+def mined_from(field, found, box_um):
     """The detections of a field that are no labelled mitotic figure.
 
     Args:
         field: `resources.data.fields.Field`.
-        found: `midog.engine.detector.CANDIDATE` table (K,) in px of the field.
+        found: `midog.detections.Detections` in px of the field.
+        box_um: side of a figure's box.
 
     Returns:
         list of rows, the values of `MINED_COLUMNS`.
     """
     rows = []
-    for box, score in zip(found["box"], found["score"], strict=True):
-        centre = (box[:2] + box[2:]) / 2
-        if (np.hypot(*((field.figures - centre) * field.um_per_px).T) > BOX_UM).all():
+    for centre, score in zip(found.centres, found.scores, strict=True):
+        if (np.hypot(*((field.figures - centre) * field.um_per_px).T) > box_um).all():
             x, y = (round(float(each), 2) for each in scale_points(centre, 1 / field.factor))
             rows.append((field.source, field.name, x, y, CLASSES[1], round(float(score), 4)))
     return rows
@@ -70,21 +68,21 @@ def mined_from(field, found):
 
 def mine(arguments):
     system = find_system(model_folder(arguments.model), arguments.system, track=1)
-    confidence = system.detector.confidence
-    if arguments.threshold < confidence:
+    lowest = system.detector.score_threshold
+    if arguments.threshold < lowest:
         raise UserError(
-            f"{system.folder / 'model.yaml'}: confidence is {confidence}, nothing is found below; "
-            f"give --threshold {confidence} or more"
+            f"{system.folder / 'model.yaml'}: score_threshold is {lowest}, nothing is found below; "
+            f"give --threshold {lowest} or more"
         )
     check_writable(arguments.out.parent)
-    detector = SystemDetector(replace(system, members=()), choose_device(arguments.device), tqdm.write)
+    detector = SystemDetector(msgspec.structs.replace(system, classifier=None), choose_device(arguments.device))
     fields = read_fields(arguments.data)
     rows, detections = [], 0
     for field in tqdm(fields, "fields", disable=None):
         found = detector(field)
-        found = found[found["score"] >= arguments.threshold]
+        found = found[found.scores >= arguments.threshold]
         detections += len(found)
-        rows += mined_from(field, found)
+        rows += mined_from(field, found, system.detector.box_um)
     write_file(arguments.out, pd.DataFrame(rows, columns=MINED_COLUMNS).to_csv(index=False))
     area = sum(field.area_mm2 for field in fields)
     print(

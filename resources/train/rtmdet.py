@@ -4,7 +4,7 @@
         --validation DIR[:CASE] ... --system NAME --out DIR
 
 Marzahl and Napora, "A bag of tricks for real-time Mitotic Figure detection",
-arXiv 2508.19804. The recipe is the `detector` part of resources/systems/NAME.yaml
+arXiv 2508.19804. The recipe is `training.detector` of resources/systems/NAME.yaml
 (rtmdet_s is the paper's, rtmdet_tiny a processor's); OUT/model/NAME/ is the
 export: the weights and their averages as the members of one system.
 """

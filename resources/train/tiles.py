@@ -6,13 +6,16 @@ of the fields as discs with a soft edge, so that neither a seam nor another
 laboratory's stain is a sign of a figure.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+from msgspec import Meta
 from torchvision.transforms import v2
 
+from midog.system import Fraction, NotNegative
+from resources.train.common import Degrees, Strict
 from resources.train.draws import Draw
 
 BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
@@ -30,8 +33,7 @@ GLASS = 225  # lightness from which a pixel is none of tissue
 LEAST_TISSUE = 100  # pixels, every fourth both ways, to measure a stain on
 
 
-@dataclass(frozen=True)
-class TileAugmentation:
+class TileAugmentation(Strict, frozen=True):
     """What is drawn for every tile.
 
     Attributes:
@@ -46,18 +48,18 @@ class TileAugmentation:
         mosaic_epochs: so many first epochs join four tiles into each.
     """
 
-    rotation: float = 0.0
-    flip: float = 0.0
-    scale: float = 0.0
-    stain: float = 0.0
-    contrast: float = 0.0
-    hue: float = 0.0
-    saturation: float = 0.0
-    value: float = 0.0
-    mixup: float = 0.0
-    randaugment: int = 0
-    erase: float = 0.0
-    mosaic_epochs: int = 0
+    rotation: Degrees = 0.0
+    flip: Fraction = 0.0
+    scale: NotNegative = 0.0
+    stain: NotNegative = 0.0
+    contrast: NotNegative = 0.0
+    hue: Fraction = 0.0
+    saturation: Fraction = 0.0
+    value: Fraction = 0.0
+    mixup: Fraction = 0.0
+    randaugment: Annotated[int, Meta(ge=0)] = 0
+    erase: Fraction = 0.0
+    mosaic_epochs: Annotated[int, Meta(ge=0)] = 0
 
 
 class ColourRandAugment(v2.RandAugment):

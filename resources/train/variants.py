@@ -4,9 +4,9 @@
 
 Of a system of one stage: each member alone, the two ways to join the members, and
 views. Of a system of two stages: how much the classifier sees around a candidate,
-which is FoCasNet's table 2 (arXiv 2301.07627): patches of 64 to 256 px, scaled to
-twice the side that the network was trained on, of which the middle 7/8 are seen (256
-and 224 px there, where patches of 64 px were trained on at 128 px).
+which is FoCasNet's table 2 (arXiv 2301.07627): the middle 7/8 of patches of 64 to 256
+px, scaled to 7/4 of the side that the network was trained on (patches of 256 px, of
+which 224 px are seen there, where patches of 64 px were trained on at 128 px).
 
 Each variant is written to OUT as a system of its own, its operating point chosen on
 these fields, so that `predict --model OUT --system VARIANT` and `evaluate` can run it.
@@ -20,9 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from midog.engine.classifier import choose_device  # noqa: E402
+from msgspec.structs import replace  # noqa: E402
+
+from midog.engine.weights import choose_device  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.system import find_system, model_folder, read_yaml  # noqa: E402
+from midog.system import System, find_system, load_system, model_folder, read_system  # noqa: E402
 from resources.data.fields import UM_PER_PX, read_fields  # noqa: E402
 from resources.train.common import write_model  # noqa: E402
 from resources.train.detector_export import set_operating_point  # noqa: E402
@@ -44,29 +46,35 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def variants_of(values):
-    """The variants of a model.yaml's mapping by name, each a mapping like it; none has metrics."""
-    detector, members = values["detector"], values["members"]
-    if members:
-        seen = [each | {"crop": SEEN, "size": round(SEEN * SCALED * each["size"])} for each in members]
-        made = {f"patch_{px}": (detector | {"context_um": px * UM_PER_PX}, seen) for px in PATCHES}
+def variants_of(system: System) -> dict[str, System]:
+    """The variants of a system by name; none has metrics, and each has its weights in its own folder."""
+    own = {
+        part: replace(each, members=tuple(replace(member, shared="") for member in each.members))
+        for part in ("detector", "classifier")
+        if (each := getattr(system, part))
+    }
+    made = {}
+    if classifier := own.get("classifier"):
+        side = round(SEEN * SCALED * (classifier.members[0].input_px or classifier.input_px))
+        (member,) = (replace(each, field_um=None, input_px=None) for each in classifier.members)
+        for px in PATCHES:
+            seen = replace(classifier, field_um=SEEN * px * UM_PER_PX, input_px=side, members=(member,))
+            made[f"patch_{px}"] = own | {"classifier": seen}
     else:
-        detector = detector | {"views": 1}
-        parts = {f"member{number}": {"members": [each]} for number, each in enumerate(detector["members"])}
+        detector = own["detector"]
+        parts = {f"member{number}": {"members": (each,)} for number, each in enumerate(detector.members)}
         parts |= {fusion: {"fusion": fusion} for fusion in ("average", "weighted_box_fusion")}
         parts |= {f"average_{views}_views": {"fusion": "average", "views": views} for views in VIEWS}
-        made = {name: (detector | changes, []) for name, changes in parts.items()}
-    return {
-        name: values | {"system": name, "detector": first, "members": second, "metrics": {}}
-        for name, (first, second) in made.items()
-    }
+        made = {name: {"detector": replace(detector, **({"views": 1} | changes))} for name, changes in parts.items()}
+    bare = replace(system.made, metrics={})
+    return {name: replace(system, system=name, made=bare, **parts) for name, parts in made.items()}
 
 
-def compare(arguments):
+def compare(arguments: argparse.Namespace) -> None:
     system = find_system(model_folder(arguments.model), arguments.system, track=1)
-    if len(system.members) > 1:
+    if system.classifier and len(system.classifier.members) > 1:
         raise UserError(f"{system.folder / 'model.yaml'}: has several classifiers; choose a system with one or none")
-    variants = variants_of(read_yaml(system.folder / "model.yaml"))
+    variants = variants_of(system)
     names = arguments.only or list(variants)
     if unknown := sorted(set(names) - set(variants)):
         raise UserError(f"--only {', '.join(unknown)}: unknown; known: {', '.join(variants)}")
@@ -74,13 +82,15 @@ def compare(arguments):
     print(f"{'variant':24s} average precision     F1")
     for name in names:
         folder = arguments.out / name
-        if not (folder / "model.yaml").exists() or not read_yaml(folder / "model.yaml")["metrics"]:
+        if not (folder / "model.yaml").exists() or not read_system(folder / "model.yaml").made.metrics:
             folder.mkdir(parents=True, exist_ok=True)
-            for member in (*variants[name]["detector"]["members"], *variants[name]["members"]):
-                shutil.copyfile(system.folder / member["weights"], folder / member["weights"])
+            used = {member.weights for member in variants[name].members}
+            for member in system.members:
+                if member.weights in used:
+                    shutil.copyfile(system.path_of(member), folder / member.weights)
             write_model(folder, variants[name])
             set_operating_point(folder, fields, device)
-        metrics = read_yaml(folder / "model.yaml")["metrics"]
+        metrics = load_system(folder).made.metrics
         print(f"{name:24s} {metrics['validation_average_precision']:17.3f} {metrics['validation_f1']:6.3f}", flush=True)
 
 

@@ -120,7 +120,7 @@ class YOLO11Trainer(DetectionTrainer):
     """Ultralytics' trainer on tiles that are drawn as it goes.
 
     Args:
-        plan: the detector's part of a system, with `options`, `training` and the tiling.
+        plan: `resources.train.common.Plan` of a YOLO11.
         dataset: `TileDataset`.
         validation: list of `Field`.
         overrides: Ultralytics' settings.
@@ -153,7 +153,7 @@ class YOLO11Trainer(DetectionTrainer):
         return {"train": "tiles", "val": "fields", "nc": 1, "names": {0: "mitotic figure"}, "channels": 3}
 
     def get_model(self, cfg=None, weights=None, verbose=True):
-        model = TrainableYOLO11(self.plan.options)
+        model = TrainableYOLO11(self.plan.system.detector.options)
         if weights is not None:
             model.load_state_dict(weights.float().state_dict())
         model.half_precision = self.plan.training.half_precision
@@ -191,7 +191,7 @@ class YOLO11Trainer(DetectionTrainer):
         return batch
 
     def get_validator(self):
-        return FieldValidator(self.validation, self.plan, self.args)
+        return FieldValidator(self.validation, self.plan.system.detector, self.args)
 
     def save_model(self):
         """As Ultralytics does, but whole or not at all: a kill while a file is written must not cost the run."""

@@ -1,6 +1,7 @@
 import csv
 import io
 import random
+import re
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -437,12 +438,11 @@ def damaged(folder, kind, picture):
         path = folder / "a.mha"
         write_mha(path, picture, useCompression=kind == "mha_compressed")
         data = path.read_bytes()
-        replaced = {"mha_zero": (b"307 211", b"0 211"), "mha_type": (b"MET_UCHAR", b"MET_FLOAT")}
-        replaced["mha_spacing"] = b"ElementSpacing = 0.00025 0.00025", b"ElementSpacing = 0.00025"
-        replaced["mha_offset"] = b"Offset = 0 0", b"Offset = 0"
-        if kind in replaced:
-            assert replaced[kind][0] in data
-        path.write_bytes(data.replace(*replaced[kind]) if kind in replaced else data[:-5000])
+        replaced = {"mha_zero": (rb"307 211", b"0 211"), "mha_type": (rb"MET_UCHAR", b"MET_FLOAT")}
+        replaced |= {f"mha_{key}": (rf"({key} = \S+).*".encode(), rb"\1") for key in ("ElementSpacing", "Offset")}
+        changed = re.sub(*replaced[kind], data, count=1) if kind in replaced else data[:-5000]
+        assert changed != data
+        path.write_bytes(changed)
     return path
 
 

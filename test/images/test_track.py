@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from midog.errors import UserError
+from midog.images.track import check_mpp, track_of_image
+
+
+def write_mha(path, pixels):
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(path), useCompression=True)
+    return path
+
+
+def test_the_track_of_a_metaimage(tmp_path, pages):
+    assert track_of_image(write_mha(tmp_path / "a.mha", pages)) == 2
+    assert track_of_image(write_mha(tmp_path / "a.mha", pages[0])) == 2
+    assert track_of_image(write_mha(tmp_path / "a.mha", np.zeros((600, 700, 3), np.uint8))) == 1
+    for shape in ((2, 600, 700, 3), (300, 300, 3)):
+        with pytest.raises(UserError, match=r"a\.mha: .* px may be .* --track 1"):
+            track_of_image(write_mha(tmp_path / "a.mha", np.zeros(shape, np.uint8)))
+
+
+@pytest.mark.parametrize("name", ["none.tif", "text.tif", "none.mha", "text.mha"])
+def test_what_cannot_be_read_is_one_line(tmp_path, name):
+    (tmp_path / name.replace("none", "another")).write_text("no image at all\n")
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(.*\); check the path"):
+        track_of_image(tmp_path / name)
+
+
+def test_a_stack_has_its_own_spacing(tmp_path):
+    check_mpp(tmp_path, 0.25, 1)
+    check_mpp(tmp_path, None, 2)
+    with pytest.raises(UserError, match="leave --mpp out"):
+        check_mpp(tmp_path, 0.25, 2)

@@ -1,0 +1,108 @@
+"""The house's structure, read from its imports: `python test/test_structure.py [DIR]` prints the figures."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = (  # from the ground up; an import points down, or to its own room
+    {"errors", "calibration"},
+    {"files"},
+    {"job", "about"},
+    {"detections", "images", "models"},
+    {"system"},
+    {"engine"},
+    {"run"},
+    {"evaluation", "report"},
+    {"predict"},
+    {"__main__", "__init__", "inference"},
+)
+
+
+def modules(root):
+    """Path by dotted name, of the library and the entry point."""
+    paths = [root / "inference.py", *sorted((root / "midog").rglob("*.py"))]
+    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
+
+
+def imports(root):
+    """(importer, imported) pairs of modules, wherever in the file the import stands."""
+    known, found = modules(root), set()
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted = [each.name for each in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                wanted = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            else:
+                continue
+            for each in wanted:
+                target = each if each in known else f"{each}.__init__"
+                if target in known and target != name and not (target == "midog.__init__" and each == "midog"):
+                    found.add((name, target))
+    return found
+
+
+def room(name):
+    """A wing, or a module beside the wings."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def circles(arrows):
+    """What is left when whatever imports nothing that is left goes, again and again: empty without a circle."""
+    left = set(arrows)
+    while True:
+        importers = {importer for importer, _ in left}
+        rest = {(importer, imported) for importer, imported in left if imported in importers}
+        if rest == left:
+            return left
+        left = rest
+
+
+def upward(arrows):
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    pairs = {(room(importer), room(imported)) for importer, imported in arrows}
+    return {
+        (importer, imported)
+        for importer, imported in pairs
+        if importer != imported and floor[importer] <= floor[imported]
+    }
+
+
+def test_imports_point_down_and_in_no_circle():
+    arrows = imports(ROOT)
+    assert len(arrows) > 50  # the reading works
+    assert {room(name) for name in modules(ROOT)} <= set().union(*FLOORS)
+    assert circles(arrows) == set()
+    assert upward(arrows) == set()
+
+
+def test_the_reading_sees_a_circle_and_an_upward_import():
+    assert circles({("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")})
+    assert not circles({("a", "b"), ("b", "c"), ("d", "a")})
+    assert upward({("midog.system", "midog.run")}) == {("system", "run")}
+    assert not upward({("midog.run", "midog.system"), ("midog.images.tiff", "midog.images.level")})
+
+
+def test_networks_know_nothing_of_the_project_and_the_library_nothing_of_the_trainings():
+    assert {room(imported) for importer, imported in imports(ROOT) if room(importer) == "models"} <= {"models"}
+    for path in modules(ROOT).values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.split(".")[0] == "resources" for name in names), path
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    arrows = imports(root)
+    print(f"modules {len(modules(root))}, imports between them {len(arrows)}")
+    between = {(room(a), room(b)) for a, b in arrows if room(a) != room(b)}
+    print(f"rooms {len({room(name) for name in modules(root)})}, imports between rooms {len(between)}")
+    print(f"in circles {len(circles(arrows))}")
+    if {room(name) for name in modules(root)} <= set().union(*FLOORS):
+        print(f"upward {len(upward(arrows))}")
+    for part in ("midog", "resources", "test"):
+        lines = sum(len(path.read_text().splitlines()) for path in (root / part).rglob("*.py"))
+        print(f"lines of {part}: {lines}")
