@@ -11,12 +11,15 @@ import tifffile
 import torch
 import yaml
 from conftest import ROOT
+from msgspec.structs import replace
 from PIL import Image
 from safetensors.torch import save_file
 
 import inference
+from midog.calibration import Calibration
 from midog.detections import Detections
 from midog.engine.boxes import merge_near
+from midog.engine.classifier import NetworkClassifier, classify
 from midog.engine.detector import (
     AveragedNetwork,
     DetectorViews,
@@ -31,9 +34,10 @@ from midog.engine.weights import fold_batch_norms
 from midog.errors import UserError
 from midog.images.slide import ArraySlide, open_slide
 from midog.job import SOCKETS
+from midog.models.classifiers import ConvNeXtV2
 from midog.models.yolo11 import BINS, YOLO11
 from midog.run import Track1
-from midog.system import load_system
+from midog.system import Merge, load_system
 
 CPU = torch.device("cpu")
 SLUG, SOCKET = next((slug, socket) for slug, socket in SOCKETS.items() if socket.track == 1)
@@ -342,3 +346,59 @@ def test_a_box_that_leaves_its_tile_is_clipped_and_none_without_an_end_ends_the_
     network.forward = lambda tiles: (boxes, torch.full((1, 1, 3), 5.0))
     ((found, _),) = NetworkDetector(network, 0.5, 0.9)(torch.zeros(1, 3, 64, 96))
     assert sorted(found.tolist()) == [[0, 10, 30, 64], [10, 10, 96, 20]]
+
+
+# --- two stages ---------------------------------------------------------------
+
+
+def small_classifier(seed):
+    torch.manual_seed(seed)
+    network = ConvNeXtV2((8, 16), (1, 1), "early")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A random detector and a classifier of two members that see fields of their own."""
+    folder = tmp_path_factory.mktemp("model") / "two"
+    write_random_system(folder)
+    values = yaml.safe_load((folder / "model.yaml").read_text())
+    members = []
+    for seed in (0, 1):
+        path = folder / f"classifier{seed}.safetensors"
+        save_file(small_classifier(seed).state_dict(), path)
+        members.append({"weights": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    members[1] |= {"field_um": 8.0, "input_px": 24, "calibration": {"scale": 2.0, "shift": 0.3}}
+    options = {"widths": [8, 16], "depths": [1, 1], "stem": "early"}
+    values["classifier"] = {"network": "convnextv2", "options": options, "field_um": 16.0, "input_px": 32}
+    values["classifier"] |= {"score_weight": 0.5, "members": members, "calibration": {"scale": 1.5, "shift": -0.2}}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def test_members_see_their_own_field_and_everything_is_calibrated_in_turn(two_stages, pixels):
+    found = SystemDetector(load_system(two_stages), CPU)(ArraySlide(pixels))
+    assert len(found) > 5
+    probabilities = []
+    for seed, field_um, side, calibration in ((0, 16, 32, Calibration()), (1, 8, 24, Calibration(2.0, 0.3))):
+        one = NetworkClassifier(small_classifier(seed), field_um / 16, side)
+        crops = (cut_candidate(ArraySlide(pixels), box, 16, 48) for box in found.boxes.astype(np.float32))
+        probabilities.append(calibration.apply(classify(crops, one, CPU)))
+    mean = Calibration(1.5, -0.2).apply(np.mean(probabilities, axis=0))
+    np.testing.assert_allclose(
+        found.probabilities, with_score(mean, found.scores, 0.5), atol=2e-3
+    )  # weights are float32
+    assert np.ptp(found.probabilities) > 0.01
+
+
+def test_merging_after_classification_keeps_the_surest_of_a_figure(two_stages, pixels):
+    system = load_system(two_stages)
+    everything, late = (
+        SystemDetector(replace(system, detector=replace(system.detector, merge=merge)), CPU)(ArraySlide(pixels))
+        for merge in (Merge(distance_um=0.01), Merge(distance_um=15.0, after_classification=True))
+    )
+    kept = merge_near(everything.boxes, everything.probabilities, 60)
+    assert 0 < len(late) == len(kept) < len(everything)
+    np.testing.assert_allclose(np.sort(late.probabilities), np.sort(everything.probabilities[kept]), atol=1e-6)
