@@ -54,12 +54,15 @@ class NetworkDetector:
         with autocast(tiles.device, self.precision):
             boxes, logits = self.network(tiles.contiguous(memory_format=torch.channels_last))
         height, width = tiles.shape[2:]
-        # Clipped to the tile: a distance that overflowed must not end the slide.
-        corner = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes.device)[:, None]
+        corner = torch.tensor([width, height], dtype=torch.float32, device=boxes.device)[:, None]
         found = []
         for box, score in zip(boxes.float(), torch.sigmoid(logits[:, 0].float()), strict=True):
-            box = torch.minimum(box.clamp(min=0), corner)
-            sure = (score >= self.score_threshold) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
+            centre = (box[:2] + box[2:]) / 2
+            sure = ((centre >= 0) & (centre < corner)).all(
+                0
+            )  # what lies beyond the tile, or has no end, is no candidate
+            box = torch.minimum(box.clamp(min=0), corner.repeat(2, 1))
+            sure &= (score >= self.score_threshold) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
             box, score = box[:, sure].T.cpu().numpy(), score[sure].cpu().numpy()
             kept = nms(box, score, self.nms_iou)
             found.append((box[kept], score[kept]))
