@@ -9,7 +9,7 @@ import fnmatch
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -266,7 +266,7 @@ def parse(kind: type[Part], values: object, where: str | Path, inside: str = "")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        said, _, place = str(error).partition(" - at `$")
+        said, _, place = re.sub(r" - at `key` in `\$", " as a key - at `$", str(error)).partition(" - at `$")
         keys = re.findall(r"[^.\[\]`]+", place)
         key = inside + "".join(f"[{each}]" if each.isdigit() else f".{each}" for each in keys)
         said = said[:1].lower() + said[1:].replace("`", "")
@@ -274,10 +274,23 @@ def parse(kind: type[Part], values: object, where: str | Path, inside: str = "")
             said = f"unknown key {said.rpartition(' ')[2]}"
         elif said.startswith("object missing required field "):
             said = f"key {said.rpartition(' ')[2]} is missing"
+        elif choices := _choices(kind, keys):
+            said = f"{_found(values, keys)}{' or '.join(map(str, choices))} expected"
         else:
             said = f"{_found(values, keys)}{said}"
         place = f"{key.lstrip('.')}: " * bool(key)
         raise UserError(f"{where}: {place}{said}; see resources/systems for examples") from None
+
+
+def _choices(kind: Any, keys: list[str]) -> tuple[object, ...]:
+    """The values that may stand at a place of a struct where only some may."""
+    for key in keys:
+        inside = (kind, *get_args(kind))
+        structs = [each for each in inside if isinstance(each, type) and issubclass(each, Struct)]
+        if key.isdigit() or not structs:
+            continue  # a place in a list: the struct is what the list holds
+        kind = next(each.type for each in msgspec.structs.fields(structs[0]) if each.name == key)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _found(values: object, keys: list[str]) -> str:

@@ -11,7 +11,7 @@ from midog.detections import MM_PER_PX, Detections
 from midog.evaluation import metrics
 from midog.evaluation import page as evaluation_page
 from midog.evaluation.cases import (
-    MOST_PROBLEMS,
+    MAX_PROBLEMS,
     find_results,
     given_spacings,
     read_cases,
@@ -169,10 +169,10 @@ def test_all_problems_are_listed_and_nothing_is_written(tmp_path, capsys):
 
 
 def test_a_long_list_of_problems_is_cut(tmp_path, capsys):
-    jobs = write_jobs(tmp_path / "jobs", {"001.tiff": result(*[point(20, 0, 0.5)] * (MOST_PROBLEMS + 7))})
+    jobs = write_jobs(tmp_path / "jobs", {"001.tiff": result(*[point(20, 0, 0.5)] * (MAX_PROBLEMS + 7))})
     assert run(tmp_path, TRUTH, jobs) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert (len(lines), lines[-1]) == (MOST_PROBLEMS + 2, "and 7 more")
+    assert (len(lines), lines[-1]) == (MAX_PROBLEMS + 2, "and 7 more")
 
 
 def test_track_2(tmp_path, capsys):

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 METRICS_NAME = "metrics.json"
 INPUT_SLUGS = {socket.track: slug for slug, socket in job.SOCKETS.items()}
 CLASSES = ("normal", "atypical")
-MOST_PROBLEMS = 50  # lines that are shown of a list of problems
-MOST_CASES = 10  # of a set that are named in a line
+MAX_PROBLEMS = 50  # lines that are shown of a list of problems
+MAX_CASES = 10  # of a set that are named in a line
 Truths = dict[str, dict[str, Any]]  # the ground truth's mapping by an image's name
 
 
@@ -202,8 +202,8 @@ def read_cases(track: int, truths: Truths, folder: str | Path) -> tuple[list[Cas
         if not wrong:
             cases.append((_detection_case if track == 1 else _stack_case)(image, truth, result))
     if problems:
-        more = len(problems) - MOST_PROBLEMS
-        shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        more = len(problems) - MAX_PROBLEMS
+        shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         raise UserError(
             "\n".join([f"{folder}: the organisers' evaluation refuses these predictions; mend these:", *shown])
         )
@@ -243,7 +243,7 @@ def warn_of_training_cases(system: System, cases: Iterable[tuple[str, str]]) -> 
             seen.setdefault(name, set()).add(case)
     if seen:
         named = [
-            f"{name}:{','.join([*sorted(each)[:MOST_CASES], *['...'] * (len(each) > MOST_CASES)])}"
+            f"{name}:{','.join([*sorted(each)[:MAX_CASES], *['...'] * (len(each) > MAX_CASES)])}"
             for name, each in seen.items()
         ]
         logger.warning(f"{system} was trained on {' '.join(named)}: no test")

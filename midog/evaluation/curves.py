@@ -99,7 +99,7 @@ def froc(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
     false_per_image, recall = metrics.froc(cases)
     axes.plot(false_per_image, recall, ".", color=ORANGE, label="the organisers' 40 thresholds")
     _unit_axes(axes, xlabel="false positives an image", ylabel="recall")
-    axes.set_xlim(0, metrics.FROC_MOST_FALSE)
+    axes.set_xlim(0, metrics.FROC_MAX_FALSE)
     axes.legend(loc="lower right")
 
 

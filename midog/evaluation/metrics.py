@@ -23,7 +23,7 @@ MATCH_MM = 7.5e-3
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
 ROI_TYPES = ("hotspot", "challenging", "random")
 EPSILON = 1e-6  # the organisers', against division by zero
-FROC_THRESHOLDS, FROC_MOST_FALSE, FROC_STEPS = 40, 8, 50
+FROC_THRESHOLDS, FROC_MAX_FALSE, FROC_STEPS = 40, 8, 50
 RECALL_STEPS = np.arange(0, 1.01, 0.01).tolist()  # the organisers' 101, rounding errors included
 
 Floats = NDArray[np.float64]
@@ -394,7 +394,7 @@ def froc_area(cases: Sequence[DetectionCase]) -> float:
     if len(recall) == 0:
         return math.nan
     order = np.argsort(false_per_image)
-    steps = np.linspace(0, FROC_MOST_FALSE, FROC_STEPS)
+    steps = np.linspace(0, FROC_MAX_FALSE, FROC_STEPS)
     heights = np.interp(steps, false_per_image[order], recall[order], left=0, right=recall[order][-1])
     return float(np.trapezoid(heights, steps))
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 PAGE_NAME = "evaluation.html"
 CROP = 64  # px of the image around an error
 SHOWN = 128  # px of a crop on the page
-MOST_ERRORS = 24  # of a kind
+MAX_ERRORS = 24  # of a kind
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f6f7f9; margin: 0 }
 main { max-width: 1180px; margin: 0 auto; padding: 28px 24px 60px }
@@ -161,7 +161,7 @@ def worst_detections(cases: Sequence[DetectionCase]) -> tuple[list[ErrorCrop], l
         cases: of any number.
 
     Returns:
-        two lists of at most `MOST_ERRORS`, worst first. A missed figure's probability is that of the best point within
+        two lists of at most `MAX_ERRORS`, worst first. A missed figure's probability is that of the best point within
         the radius that was not accepted.
     """
     false, missed = [], []
@@ -194,7 +194,7 @@ def _worst(false: list[ErrorCrop], missed: list[ErrorCrop]) -> tuple[list[ErrorC
         return -1.0 if error.probability is None else error.probability
 
     false = sorted(false, key=probability, reverse=True)
-    return false[:MOST_ERRORS], sorted(missed, key=probability)[:MOST_ERRORS]
+    return false[:MAX_ERRORS], sorted(missed, key=probability)[:MAX_ERRORS]
 
 
 def _galleries(

@@ -9,7 +9,7 @@ from midog.images.slide import Slide
 
 BLOCK = 16  # px, about a third of a mitotic figure at .25 um/px
 STEP = 4  # px; every fourth pixel of every fourth row is looked at
-LEAST_RANGE = 10  # grey levels
+MIN_RANGE = 10  # grey levels
 
 
 def grid(width: int, height: int, tile: tuple[int, int] = (512, 512), overlap: float = 0.2) -> NDArray[np.int64]:
@@ -67,4 +67,4 @@ def has_tissue(pixels: NDArray[np.uint8]) -> bool:
     rows, columns = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
     green = pixels[: rows * BLOCK : STEP, : columns * BLOCK : STEP, 1]
     means = green.reshape(rows, BLOCK // STEP, columns, BLOCK // STEP).mean(axis=(1, 3))
-    return bool(np.ptp(means) >= LEAST_RANGE)
+    return bool(np.ptp(means) >= MIN_RANGE)
