@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from midog import job  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
+from midog.files import check_writable, write_json  # noqa: E402
 
 
 def fields_truth(selections):
@@ -74,7 +74,7 @@ def crops_truth(folders, stack_dir):
     crops = read_crops(folders)
     numbers = {domain: number for number, domain in enumerate(np.unique(crops.domains))}
     truth = []
-    job.check_writable(stack_dir)
+    check_writable(stack_dir)
     for case in np.unique(crops.cases):
         rows = np.flatnonzero(crops.cases == case)
         name = f"{case.replace('/', '_')}.tiff"
@@ -103,7 +103,7 @@ def parse_arguments(argv):
 
 
 def run(arguments):
-    job.check_writable(arguments.out.parent)
+    check_writable(arguments.out.parent)
     if arguments.kind == "fields":
         truth = fields_truth(arguments.folders)
         count = sum(len(entry["annotations"]) for entry in truth.values())
@@ -112,7 +112,7 @@ def run(arguments):
         truth = crops_truth(arguments.folders, arguments.stacks)
         count = sum(len(entry["labels"]) for entry in truth)
         said = f"{len(truth)} stacks in {arguments.stacks}, {count} crops"
-    job.write_result(arguments.out, truth)
+    write_json(arguments.out, truth)
     print(f"{arguments.out}: {said}")
 
 
