@@ -23,6 +23,7 @@ POINTS = SOCKETS["histopathology-region-of-interest-cropout"].result_name
 SAMPLE = ROOT / "test/input/track2"
 REGION_JOB = ROOT / "test/input/track1"
 REGION = next(REGION_JOB.glob("images/*/*"))
+EXPECTED = ROOT / "test/expected/track1" / POINTS
 
 
 def run_sample(job, out):
@@ -256,6 +257,8 @@ def test_commands_say_what_is_wrong_in_one_line(job, random_model, tmp_path, cap
         (["predict", REGION, *predict, "--mpp", "nan"], "--mpp"),
         (["predict", stack, *predict, "--mpp", "0.5"], "leave --mpp out"),
         (["predict", stack, *predict], "Track 2"),  # no such system among the models
+        (["report", REGION, EXPECTED, *predict, "--atypical"], "no single system for Track 2"),
+        (["report", REGION, EXPECTED, "--out", tmp_path / "out", "--mpp", "7"], "--mpp 7"),
         *(
             (["report", REGION, tmp_path / f"{name}.json", "--out", tmp_path / "out"], f"{name}.json")
             for name in ("none", "text", "number", "box", "point")

@@ -197,9 +197,9 @@ def test_without_network_the_pretrained_weights_are_asked_for(table, tmp_path, m
 
     monkeypatch.setattr(timm, "create_model", offline)
     network = torch.nn.Linear(1, 1)
-    recipe = atypical.read_atypical_plan("convnextv2").training
+    plan = atypical.read_atypical_plan("convnextv2")
     with pytest.raises(UserError, match="--pretrained FILE"):
-        atypical.load_pretrained(network, recipe, None)
+        atypical.load_pretrained(network, plan.system.classifier, plan.training, None)
 
 
 def test_pretrained_weights_from_a_local_file(tmp_path, system):
@@ -208,12 +208,34 @@ def test_pretrained_weights_from_a_local_file(tmp_path, system):
     plan = atypical.read_atypical_plan(str(system))
     source, target = (atypical.Trainee(plan.system.classifier, 3, False).network for _ in range(2))
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    atypical.load_pretrained(target, plan.training, str(tmp_path / "w.safetensors"))
+    atypical.load_pretrained(target, plan.system.classifier, plan.training, str(tmp_path / "w.safetensors"))
     torch.testing.assert_close(target.stages[1].blocks[0].conv_dw.weight, source.stages[1].blocks[0].conv_dw.weight)
     assert not torch.equal(target.head.fc.weight, source.head.fc.weight)
     told = atypical.pretrained_of(plan.training, str(tmp_path / "w.safetensors"))["classifier"]
     assert (told.source, told.licence) == ("w.safetensors", "unknown")
     assert told.sha256 == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+
+
+def test_any_network_of_timm_starts_from_its_weights_whatever_its_head_is_called(tmp_path, system):
+    import timm
+    from msgspec.structs import replace
+    from safetensors.torch import save_file
+
+    plan = atypical.read_atypical_plan(str(system))
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        source = timm.create_model(name)
+        save_file(source.state_dict(), tmp_path / "w.safetensors")
+        part = replace(plan.system.classifier, network="timm", options={"name": name}, input_px=64)
+        target = atypical.Trainee(part, 3, False).network
+        atypical.load_pretrained(target, part, plan.training, str(tmp_path / "w.safetensors"))
+        assert target(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
+        first = next(
+            key for key in source.state_dict() if key.endswith("weight") and source.state_dict()[key].ndim == 4
+        )
+        torch.testing.assert_close(target.state_dict()[first], source.state_dict()[first])
+    part = replace(part, options={"name": "resnet34"})
+    with pytest.raises(UserError, match="w.safetensors: pretrained weights cannot be had"):
+        atypical.load_pretrained(target, part, plan.training, str(tmp_path / "w.safetensors"))
 
 
 def test_the_challenges_own_csv_becomes_a_table(table, tmp_path, capsys):

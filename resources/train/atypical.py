@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 from msgspec import Meta  # noqa: E402
 from torch import nn  # noqa: E402
@@ -27,7 +28,8 @@ from tqdm import tqdm  # noqa: E402
 from midog.engine.classifier import NetworkClassifier, Views, classify, normalise  # noqa: E402
 from midog.engine.weights import choose_device, load_network  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
-from midog.models import CLASSIFIERS, build, normalisation  # noqa: E402
+from midog.models import CLASSIFIERS, build, classifier_options, normalisation  # noqa: E402
+from midog.models.classifiers import timm_pretrained  # noqa: E402
 from midog.system import CROP_UM, Made, NotNegative, Positive, Pretrained  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.train.augment import Augmentation, augment  # noqa: E402
@@ -106,7 +108,8 @@ class Trainee(nn.Module):
 
     def __init__(self, part, subclasses, with_mask):
         super().__init__()
-        self.network = build(CLASSIFIERS, part.network, part.options | {"num_classes": 1 + subclasses})
+        options = part.options | {"num_classes": 1 + subclasses}
+        self.network = build(CLASSIFIERS, part.network, classifier_options(part.network, options, part.input_px))
         self.mask = None
         if with_mask:
             if not hasattr(self.network, "stage_maps"):
@@ -159,8 +162,13 @@ def split_folds(crops, recipe):
     return numbers
 
 
-def load_pretrained(network, recipe, given):
+def load_pretrained(network, part, recipe, given):
     """Fill the network from timm's weights by name or from a local file; its last layer stays new.
+
+    Args:
+        network: what `part`, a `midog.system.Classifier`, describes.
+        recipe: `AtypicalRecipe`.
+        given: --pretrained.
 
     Raises:
         UserError: the weights cannot be had or do not fit.
@@ -169,26 +177,36 @@ def load_pretrained(network, recipe, given):
         return
     source = given or recipe.pretrained
     try:
-        if given and given.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(given)
-        elif given:
-            state = torch.load(given, map_location="cpu", weights_only=True)
+        if part.network == "timm":
+            options = {key: value for key, value in part.options.items() if key != "num_classes"}
+            options["name"] = recipe.pretrained or options["name"]
+            started = timm_pretrained(file=given, **classifier_options("timm", options, part.input_px))
+            last = timm.models.get_pretrained_cfg_value(options["name"], "classifier")
+            heads = (last,) if isinstance(last, str) else tuple(last)
+            state = started.state_dict()
         else:
-            import timm
-
-            state = timm.create_model(source, pretrained=True).state_dict()
+            heads, state = ("head.fc", "fc", "classifier"), _state_of(given, source)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise UserError(
             f"{source}: pretrained weights cannot be had ({reason[0][:120]}); "
             "download them elsewhere and give --pretrained FILE, or 'none'"
         ) from None
-    state = {key: value for key, value in state.items() if not key.startswith(("head.fc", "fc", "classifier"))}
+    state = {key: value for key, value in state.items() if not key.startswith(heads)}
     missing, unexpected = network.load_state_dict(state, strict=False)
-    if unexpected or any(not key.startswith(("head.fc", "fc", "classifier")) for key in missing):
+    if unexpected or any(not key.startswith(heads) for key in missing):
         raise UserError(f"{source}: not the weights of this network ({(unexpected or missing)[0]}); choose others")
+
+
+def _state_of(given, name):
+    """The tensors of a local file, or of timm's network of that name."""
+    if not given:
+        return timm.create_model(name, pretrained=True).state_dict()
+    if given.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(given)
+    return torch.load(given, map_location="cpu", weights_only=True)
 
 
 def pretrained_of(recipe: AtypicalRecipe, given: str | None) -> dict[str, Pretrained]:
@@ -228,7 +246,7 @@ class FoldTrainer:
         recipe = self.recipe
         seed_everything(recipe.seed, "start", fold)
         self.trainee = Trainee(plan.system.classifier, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
-        load_pretrained(self.trainee.network, recipe, pretrained)
+        load_pretrained(self.trainee.network, plan.system.classifier, recipe, pretrained)
         self.normalisation = normalisation(self.trainee.network)
         self.trainee.to(device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.trainee, recipe.weight_average)
@@ -373,6 +391,7 @@ def predict_held_out(plan, crops, numbers, fold, out, device):
         return
     part = plan.system.classifier
     options = part.options | {"num_classes": 1 + len(subclass_names(crops, plan.training))}
+    options = classifier_options(part.network, options, part.input_px)
     network = load_network(CLASSIFIERS, part.network, options, path.with_name("weights.safetensors")).to(device)
     rows = np.flatnonzero(numbers == fold)
     table = pd.DataFrame({"file": crops.files[rows], "case": crops.cases[rows], "domain": crops.domains[rows]})

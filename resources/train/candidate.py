@@ -35,7 +35,7 @@ from midog.engine.two_stages import cut_candidate, with_score  # noqa: E402
 from midog.engine.weights import choose_device, load_network  # noqa: E402
 from midog.errors import UserError, exit_code  # noqa: E402
 from midog.evaluation.metrics import best_operating_point, match  # noqa: E402
-from midog.models import CLASSIFIERS, build, normalisation  # noqa: E402
+from midog.models import CLASSIFIERS, build, classifier_options, normalisation  # noqa: E402
 from midog.system import ClassifierWeights, Fraction, Made, NotNegative, Positive, load_system  # noqa: E402
 from resources.data.crops import read_crops  # noqa: E402
 from resources.data.fields import Field, add_mined, read_fields  # noqa: E402
@@ -235,7 +235,8 @@ class CandidateTrainer:
         recipe = self.recipe
         seed_everything(recipe.seed, "start")
         part = plan.system.classifier
-        self.network = build(CLASSIFIERS, part.network, part.options)
+        options = classifier_options(part.network, part.options, part.input_px)
+        self.network = build(CLASSIFIERS, part.network, options)
         self.normalisation = normalisation(self.network)
         self.network.to(device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, recipe.weight_average)
@@ -451,7 +452,8 @@ def export(arguments, plan, stage1, weights, validation, truths, device):
     for each in stage1.detector.members:
         shutil.copyfile(stage1.path_of(each), folder / each.weights)
     sha256 = save_weights(weights, folder / "classifier.safetensors")
-    network = load_network(CLASSIFIERS, part.network, part.options, folder / "classifier.safetensors").to(device)
+    options = classifier_options(part.network, part.options, part.input_px)
+    network = load_network(CLASSIFIERS, part.network, options, folder / "classifier.safetensors").to(device)
     probabilities = predict(network, plan, part.views, validation, device)
     f1, threshold = best_operating_point(probabilities, validation.labels.numpy(), truths)
     calibration = Calibration(shift=shift_to_half(threshold))
