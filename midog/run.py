@@ -36,23 +36,31 @@ def _choose_device(name: str) -> "torch.device":
     return choose_device(name)
 
 
-class Track1:
-    """A system that finds mitotic figures. Its networks are loaded at the first image and kept.
+class _Loaded:
+    """A system on a device. Its networks are loaded when the first image needs them, and kept.
 
     Args:
-        system: `midog.system.System` with its weights, for Track 1.
+        system: `midog.system.System` with its weights, for the track.
         device: "auto", "cpu" or "cuda".
     """
 
     def __init__(self, system: System, device: str = "auto") -> None:
-        assert system.detector is not None
         self.system, self._device_name = system, device
-        self.um_per_px = system.detector.um_per_px  # what an image without a resolution is taken to have
 
     @cached_property
     def device(self) -> "torch.device":
         """Where the networks run."""
         return _choose_device(self._device_name)
+
+
+class Track1(_Loaded):
+    """A system that finds mitotic figures."""
+
+    @property
+    def um_per_px(self) -> float:
+        """What an image without a resolution is taken to have."""
+        assert self.system.detector is not None
+        return self.system.detector.um_per_px
 
     @cached_property
     def _detector(self) -> "SystemDetector":
@@ -107,21 +115,8 @@ class Track1:
         return result
 
 
-class Track2:
-    """A system that tells atypical from normal mitotic figures. Its networks are loaded at the first crop and kept.
-
-    Args:
-        system: `midog.system.System` with its weights, for Track 2.
-        device: "auto", "cpu" or "cuda".
-    """
-
-    def __init__(self, system: System, device: str = "auto") -> None:
-        self.system, self._device_name = system, device
-
-    @cached_property
-    def device(self) -> "torch.device":
-        """Where the networks run."""
-        return _choose_device(self._device_name)
+class Track2(_Loaded):
+    """A system that tells atypical from normal mitotic figures."""
 
     @cached_property
     def _classifier(self) -> "Classifier":
