@@ -124,6 +124,11 @@ class Detections:
         x, y = self.points_mm.T
         return self[np.lexsort((x, y, -self.probabilities))]
 
+    def with_probabilities(self, probabilities: ArrayLike) -> "Detections":
+        """Other probabilities, float (N,), and who is accepted by them."""
+        probabilities = np.asarray(probabilities, np.float64)
+        return replace(self, probabilities=probabilities, accepted=probabilities >= 0.5)
+
     def with_atypical(self, probabilities: ArrayLike) -> "Detections":
         """P(atypical), float (K,), given to the K accepted ones, in their order."""
         atypical = np.full(len(self), np.nan, np.float32)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from midog import job
 from midog.detections import Detections
 from midog.errors import not_installed
-from midog.images.slide import ArraySlide, Slide, at_spacing, open_slide
+from midog.images.slide import ArraySlide, Slide, open_slide
 from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Stack
 from midog.system import CROP_UM, System, find_folder, load_system, model_folder
 
@@ -92,8 +92,7 @@ class Track1(_Loaded):
         with self._open(image, mpp) as source:
             device = self.device
             logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", device, *source.size, *source.um_per_px)
-            found = self._detector(at_spacing(source, self.um_per_px), progress)
-            found = found.on_grid(source.um_per_px, source.origin_mm)
+            found = self._detector(source, progress)
         logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
         return found
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import build_meta, setup
+from setuptools.command.sdist import sdist
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
@@ -19,6 +20,12 @@ def sections(text: str) -> dict[str, list[str]]:
     return found
 
 
+class _Sdist(sdist):
+    def make_distribution(self) -> None:
+        self.filelist.append(REQUIREMENTS.name)  # no setting names it, and a wheel made from the archive reads it
+        super().make_distribution()
+
+
 class _Backend(build_meta._BuildMetaBackend):
     def run_setup(self, setup_script: str = "") -> None:
         pins = sections(REQUIREMENTS.read_text(encoding="utf-8"))
@@ -26,6 +33,7 @@ class _Backend(build_meta._BuildMetaBackend):
         setup(
             install_requires=pins["base"] + pins["evaluation"],
             extras_require={"torch": engine, "train": engine + pins["train"], "cluster": pins["cluster"]},
+            cmdclass={"sdist": _Sdist},
         )
 
 

@@ -393,6 +393,22 @@ def test_members_see_their_own_field_and_everything_is_calibrated_in_turn(two_st
     assert np.ptp(found.probabilities) > 0.01
 
 
+def test_a_classifier_of_finer_pixels_sees_the_slide_s_own(two_stages, pixels):
+    """The detector at .5 um/px, the classifiers at a third of a um and finer, on a slide of .25."""
+    system = load_system(two_stages)
+    system = replace(system, detector=replace(system.detector, um_per_px=0.5, score_threshold=0.5))
+    slide = ArraySlide(np.tile(pixels, (2, 2, 1)))
+    detector, seen = SystemDetector(system, CPU), []
+    classifier = detector.classifier
+    detector.classifier = lambda crops: (seen.append(crops.numpy()), classifier(crops))[1]
+    found = detector(slide)
+    assert len(found) > 3
+    assert found.um_per_px == (0.25, 0.25)
+    crops = np.concatenate(seen).transpose(0, 2, 3, 1) * 255
+    expected = [cut_candidate(slide, box, 16, 48) for box in found.boxes]
+    np.testing.assert_allclose(crops, expected, atol=1e-3)
+
+
 def test_merging_after_classification_keeps_the_surest_of_a_figure(two_stages, pixels):
     system = load_system(two_stages)
     everything, late = (

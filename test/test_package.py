@@ -15,14 +15,17 @@ RESULT = ROOT / "test/expected/track1/mitotic-figures.json"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy, so that nothing is left beside the sources."""
+    """The wheel, made from the source archive; both from a copy, so that nothing is left beside the sources."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("midog", "resources", "model"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    code = f"import sys; sys.path.insert(0, 'resources'); import build_backend; build_backend.build_sdist({str(out)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (archive,) = out.glob("midog-*.tar.gz")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True, capture_output=True)
+    subprocess.run([*command, "--wheel-dir", str(out), str(archive)], check=True, capture_output=True)
     (path,) = out.glob("midog-*.whl")
     with zipfile.ZipFile(path) as archive:
         yield archive

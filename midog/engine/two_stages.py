@@ -12,9 +12,10 @@ from midog.detections import Detections
 from midog.engine.boxes import merge_near, nms
 from midog.engine.classifier import classify, field_of, load_classifier
 from midog.engine.detector import Progress, find_candidates, load_detector, prefetch
-from midog.images.slide import Slide
+from midog.images.slide import Slide, at_spacing
 
 PREFETCHED = 64  # crops
+FINER = 0.9  # of the detector's um per pixel; a smaller difference is not worth reading the slide twice
 
 
 def cut_candidate(
@@ -78,9 +79,12 @@ class SystemDetector:
             self.score_weight = system.classifier.score_weight
             self.classifier = load_classifier(system, device, self.field_um)
 
-    def __call__(self, slide: Slide, progress: Progress | None = None, batch: int | None = None) -> Detections:
-        """Detect on a slide whose um per pixel is the system's; in reading order."""
-        part = self.part
+    def __call__(self, source: Slide, progress: Progress | None = None, batch: int | None = None) -> Detections:
+        """Detect on a slide, resampled where its um per pixel is another; in px of the slide itself, reading order.
+
+        A classifier that sees finer pixels than the detector has its crops from the slide itself.
+        """
+        part, slide = self.part, at_spacing(source, self.part.um_per_px)
         boxes, scores = find_candidates(slide, self.detector, part.tile, part.overlap, self.device, progress, batch)
         late = part.merge.after_classification
         if not late:
@@ -89,11 +93,18 @@ class SystemDetector:
         # Neighbours one after the other, so that the reader has their pixels at hand.
         order = np.lexsort((boxes[:, 0], boxes[:, 1] // part.tile[1]))
         boxes, scores = boxes[order], scores[order]
-        probabilities = self._probabilities(slide, boxes, scores)
+        found = Detections.of(boxes, scores, slide.um_per_px, slide.origin_mm, scores=scores)
+        found = found.on_grid(source.um_per_px, source.origin_mm)
+        if self.classifier is None:
+            probabilities = part.calibration.apply(scores)
+        else:
+            finer = 0 < self.field_um / self.crop_px < FINER * part.um_per_px
+            crops = crops_of(source if finer else slide, found.boxes if finer else boxes, self.field_um, self.crop_px)
+            probabilities = with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
         if late:
             kept = np.sort(self._merged(slide, boxes, probabilities))
-            boxes, scores, probabilities = boxes[kept], scores[kept], probabilities[kept]
-        return Detections.of(boxes, probabilities, slide.um_per_px, slide.origin_mm, scores=scores)
+            found, probabilities = found[kept], probabilities[kept]
+        return found.with_probabilities(probabilities)
 
     def _merged(self, slide: Slide, boxes: NDArray[np.float32], scores: NDArray[np.floating]) -> NDArray[np.int64]:
         """Indices of the candidates that stay, one a figure."""
@@ -102,14 +113,6 @@ class SystemDetector:
             return nms(boxes, scores, merge.iou)
         assert merge.distance_um is not None
         return merge_near(boxes, scores, merge.distance_um / (sum(slide.um_per_px) / 2))
-
-    def _probabilities(
-        self, slide: Slide, boxes: NDArray[np.float32], scores: NDArray[np.float32]
-    ) -> NDArray[np.float64]:
-        if self.classifier is None:
-            return self.part.calibration.apply(scores)
-        crops = crops_of(slide, boxes, self.field_um, self.crop_px)
-        return with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
 
 
 def crops_of(slide: Slide, boxes: NDArray[np.floating], field_um: float, size: int) -> Iterator[NDArray[np.uint8]]:
