@@ -89,10 +89,10 @@ class Track1(_Loaded):
         Raises:
             UserError: the image cannot be read, or weights are missing or broken.
         """
+        detector = self._detector  # what is wrong with a system is said before an image is read
         with self._open(image, mpp) as source:
-            device = self.device
-            logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", device, *source.size, *source.um_per_px)
-            found = self._detector(source, progress)
+            logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", self.device, *source.size, *source.um_per_px)
+            found = detector(source, progress)
         logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
         return found
 
@@ -133,14 +133,18 @@ class Track2(_Loaded):
 
         Returns:
             float32 (crops,), in [0, 1]; from .5 on, atypical.
+
+        Raises:
+            ValueError: a crop of another shape or dtype.
         """
-        device = self.device
+        device, classifier = self.device, self._classifier
         from midog.engine.classifier import classify
 
-        return classify(crops, self._classifier, device)
+        return classify(map(_checked, crops), classifier, device)
 
     def classify_stack(self, path: Path) -> NDArray[np.float32]:
         """As `classify`, every crop of a stack on disk; UserError where it cannot be read."""
+        self._classifier  # noqa: B018 - what is wrong with a system is said before an image is read
         stack = Stack(path)
         um_per_px = "unknown" if stack.um_per_px is None else "{:.4g} x {:.4g}".format(*stack.um_per_px)
         logger.info("device %s, um/px %s", self.device, um_per_px)
@@ -168,6 +172,12 @@ class Track2(_Loaded):
         boxes = np.tile(found.centres[found.accepted], 2)
         crops = crops_of(slide, boxes, CROP_SIDE * CROP_UM_PER_PX, CROP_SIDE)
         return found.with_atypical(classify(crops, self._classifier, device))
+
+
+def _checked(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if crop.dtype != np.uint8 or crop.shape != (CROP_SIDE, CROP_SIDE, 3):
+        raise ValueError(f"crops uint8 ({CROP_SIDE}, {CROP_SIDE}, 3) expected, got {crop.dtype} {crop.shape}")
+    return crop
 
 
 def load(

@@ -26,8 +26,8 @@ CROP_UM = 32.0  # side of a Track 2 crop, whatever its um per pixel
 STRIDE = 32  # of the detectors' coarsest map, px
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]  # and finite
+NotNegative = Annotated[float, Meta(ge=0, le=1e6)]
 UmPerPx = Annotated[float, Meta(ge=0.05, le=5)]
 TileSide = Annotated[int, Meta(ge=STRIDE, le=8192, multiple_of=STRIDE)]
 InputSide = Annotated[int, Meta(ge=8, le=2048)]
@@ -152,6 +152,10 @@ class Classifier(_Strict, frozen=True):
     members: tuple[ClassifierWeights, ...] = ()
     calibration: Calibration = Calibration()
 
+    def __post_init__(self) -> None:
+        if self.field_um == 0 and any(member.field_um for member in self.members):
+            raise ValueError("field_um 0, the candidate's box, and a member's field of its own exclude each other")
+
 
 class DataSource(_Strict, frozen=True):
     """What weights learned from.
@@ -228,8 +232,10 @@ class System(_Strict, frozen=True):
             raise ValueError("no detector, which Track 1 needs")
         if self.track == 2 and (self.classifier is None or self.detector is not None):
             raise ValueError("a classifier and no detector expected for Track 2")
-        if self.track == 2 and self.classifier and not 0 < self.classifier.field_um <= CROP_UM:
-            raise ValueError(f"classifier.field_um is {self.classifier.field_um:g}; above 0, to {CROP_UM:g} expected")
+        if self.track == 2 and self.classifier:
+            for field_um in (self.classifier.field_um, *(each.field_um for each in self.classifier.members)):
+                if field_um is not None and not 0 < field_um <= CROP_UM:
+                    raise ValueError(f"classifier.field_um is {field_um:g}; above 0, to {CROP_UM:g} expected")
 
     def __str__(self) -> str:
         return f"{self.system}, weights {self.version}"
@@ -406,6 +412,9 @@ def find_folder(model_dir: Path, name: str | None, track: int | None) -> Path:
 
 
 def _track(path: Path) -> int | None:
-    """The track in the first lines of a model.yaml; cheap, because a folder holds many."""
+    """The track that a model.yaml says, or None; by its line where it has one, because a folder holds many files."""
     found = re.search(r"^track: *(\d+) *$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return int(found[1]) if found else None
+    if found:
+        return int(found[1])
+    values = read_yaml(path)
+    return values.get("track") if isinstance(values, dict) else None

@@ -36,7 +36,7 @@ from midog.images.slide import ArraySlide, open_slide
 from midog.job import SOCKETS
 from midog.models.classifiers import ConvNeXtV2
 from midog.models.yolo11 import BINS, YOLO11
-from midog.run import Track1
+from midog.run import Track1, Track2
 from midog.system import Merge, load_system
 
 CPU = torch.device("cpu")
@@ -248,6 +248,24 @@ def test_every_format_gives_the_same_points(model, pixels, tmp_path, caplog):
     for other in found[1:]:
         np.testing.assert_allclose(other.points_mm, found[0].points_mm, atol=1e-9)
         np.testing.assert_array_equal(other.probabilities, found[0].probabilities)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"network": "yolo12"}, "'yolo12' is unknown"), ({"options": {"size": "n"}}, "refuses its options")],
+)
+def test_a_network_that_is_none_is_refused_before_an_image_is_read(model, tmp_path, change, said):
+    system = load_system(model / "random")
+    runner = Track1(replace(system, detector=replace(system.detector, **change)), "cpu")
+    with pytest.raises(UserError, match=said):
+        runner.predict(tmp_path / "there_is_no_such_image.tif")
+
+
+def test_crops_of_another_kind_are_refused(model, pixels):
+    runner = Track2(load_system(ROOT / "model/convnextv2_small"), "cpu")
+    for crops in (np.zeros((2, 128, 128, 3), np.float32), pixels[None, :64, :64]):
+        with pytest.raises(ValueError, match=r"crops uint8 \(128, 128, 3\) expected, got"):
+            runner.classify(crops)
 
 
 def test_places_are_those_of_the_image_as_it_was_given(model, pixels, caplog):

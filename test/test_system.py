@@ -108,6 +108,8 @@ def test_which_cases_are_no_test(tmp_path):
         ({"score_threshold": 7}, "detector.score_threshold: 7: expected float <= 1.0"),
         ({"nms_iou": 0}, "detector.nms_iou: 0: expected float > 0.0"),
         ({"um_per_px": 0}, "detector.um_per_px: 0: expected float >= 0.05"),
+        ({"merge": {"distance_um": float("inf")}}, "detector.merge.distance_um: inf: expected float <= 1000000.0"),
+        ({"score_threshold": float("nan")}, "detector.score_threshold: nan: expected float"),
         ({"um_per_px": "fine"}, "detector.um_per_px: 'fine': expected float, got str"),
         ({"confidence": 0.2}, "detector: unknown key confidence"),
     ],
@@ -134,6 +136,12 @@ def test_a_bad_detector_is_one_line_that_names_it(tmp_path, change, said):
         (lambda v: v["classifier"].update(views="8"), "classifier.views: '8': 1 or 2 or 4 or 8 expected"),
         (lambda v: v["classifier"].update(field_um=40), "classifier.field_um is 40; above 0, to 32 expected"),
         (lambda v: v["classifier"].update(input_px=0), "classifier.input_px: 0: expected int >= 8"),
+        (lambda v: v["classifier"]["members"][0].update(field_um=33), "classifier.field_um is 33; above 0, to 32"),
+        (lambda v: v["classifier"].update(field_um=0), "classifier.field_um is 0; above 0"),
+        (
+            lambda v: (v["classifier"].update(field_um=0), v["classifier"]["members"][0].update(field_um=8)),
+            "classifier: .*exclude each other",
+        ),
         (lambda v: v["classifier"].update(members=[]), "classifier has no members"),
         (lambda v: v["classifier"]["members"][0].update(weights="fold7.safetensors"), "fold7.safetensors: weights not"),
         (lambda v: v["classifier"]["members"][0].update(sha256="0" * 64), "fold0.safetensors: sha256"),
@@ -179,6 +187,16 @@ def test_the_choice_of_a_system(tmp_path):
     with pytest.raises(UserError, match="rtmdet_s: a recipe without weights; train it with"):
         find_system(tmp_path, "rtmdet_s", 1)
     assert find_system(tmp_path, "other_track", None).track == 1
+
+
+def test_a_track_is_seen_however_it_is_written(tmp_path):
+    folder = write_system(tmp_path, "convnextv2_small", track=1)
+    path = folder / "model.yaml"
+    path.write_text(path.read_text().replace("track: 1", "track: 1  # figures"))
+    with pytest.raises(UserError, match="no single system for Track 2"):
+        find_system(tmp_path, None, 2)
+    with pytest.raises(UserError, match="is for Track 1, the job for Track 2"):
+        find_system(tmp_path, "convnextv2_small", 2)
 
 
 def test_our_own_weights_stand_in_for_an_empty_mount(tmp_path, monkeypatch):
