@@ -15,11 +15,24 @@ from midog.files import check_writable
 from midog.images.track import check_mpp
 from midog.system import find_system, model_folder, read_system
 
-TRAININGS = ("detector", "rtmdet", "focasnet", "candidate", "atypical", "mine", "variants")  # in resources/train
+TRAININGS = ("yolo11", "rtmdet", "focasnet", "candidates", "atypical", "mine", "ablation")  # in resources/train
+
+EVALUATE: dict[str, Any] = {
+    "description": "The organisers' figures of predictions, or of a system that is run for them.",
+    "epilog": "midog evaluate --track 1 --data fields:-c1 --system NAME runs the system on all cases but c1. "
+    "midog evaluate --track 1 --data fields --predictions out compares what predict wrote. "
+    "midog evaluate --track 2 --folds OUT shows a training's figures out of fold and writes them there.",
+}
+TUNE: dict[str, Any] = {
+    "description": "Choose the operating point of a system on validation data and put it at .5, in its model.yaml.",
+    "epilog": "--folds OUT takes the crops that each fold of the system's training held out: a single network's "
+    "probability stands for the mean of all, and the calibration of that mean is changed.",
+}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from midog import predict as predict_command
+    from midog.evaluation import inputs as evaluation_inputs
 
     parser = argparse.ArgumentParser(prog="midog", description="Both tracks outside the platform.")
     parser.add_argument("--version", action="version", version=f"midog {__version__}")
@@ -35,17 +48,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
         command.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the file's is wrong or missing")
         command.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too, by Track 2's")
-    evaluate = commands.add_parser("evaluate", help="predictions against a ground truth, by the organisers' metrics")
+    evaluate = commands.add_parser("evaluate", help="predictions, or a system, against a ground truth", **EVALUATE)
+    evaluation_inputs.add_arguments(evaluate)
+    evaluate.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
+    evaluate.add_argument(
+        "--system", metavar="NAME", help="the system that runs, a folder of the weights (the default)"
+    )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="for metrics.json, plots and evaluation.html")
     evaluate.add_argument("--images", type=Path, metavar="DIR", help="of the images, for the page's worst errors")
-    tune = commands.add_parser("tune", help="put the best operating point of validation predictions at .5")
+    tune = commands.add_parser("tune", help="put the best operating point on validation data at .5", **TUNE)
+    evaluation_inputs.add_arguments(tune)
     tune.add_argument("--model", type=Path, required=True, metavar="DIR/SYSTEM", help="its model.yaml is changed")
     tune.add_argument("--objective", choices=("f1", "ba"), help="F1 or balanced accuracy (what ranks the track)")
     tune.add_argument("--out", type=Path, metavar="DIR", help="for tuning.json and plots")
-    for command in (evaluate, tune):
-        command.add_argument("--track", type=int, choices=(1, 2), required=True, help="1: detection, 2: atypical")
-        command.add_argument("--ground-truth", type=Path, required=True, metavar="FILE", help="the organisers' JSON")
-        command.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="of predict, or of jobs")
     systems = commands.add_parser("systems", help="list the systems that are there, and check their weights")
     systems.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
     train = commands.add_parser("train", help="start a training by its name; its options follow")

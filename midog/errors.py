@@ -38,10 +38,11 @@ def brief(error: BaseException) -> str:
 
 def set_up_logging() -> None:
     """Show the library's log lines: news on stdout, "warning: ..." on stderr. A program that imports it has its own."""
-    logger = logging.getLogger("midog")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
-        logger.addHandler(_Terminal())
+    for name in ("midog", "resources"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+            logger.addHandler(_Terminal())
 
 
 class _Terminal(logging.Handler):

@@ -315,7 +315,11 @@ def read_system(path: str | Path) -> System:
     Raises:
         UserError: no or broken YAML; see `parse`.
     """
-    values = read_yaml(path)
+    return check_system(read_yaml(path), path)
+
+
+def check_system(values: object, path: str | Path) -> System:
+    """The system that the values of a YAML file describe; as `read_system`."""
     if not isinstance(values, dict):
         raise UserError(f"{path}: a mapping expected, got {type(values).__name__}; see resources/systems for examples")
     if "members" in values or "member" in values or "views" in values:

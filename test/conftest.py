@@ -1,15 +1,13 @@
-"""Shared by the tests: the project's root on the path, small jobs and stacks."""
+"""Shared by the tests: the project's root, small jobs and stacks."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from resources.data import synthetic
 
-from resources.data import synthetic  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

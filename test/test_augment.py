@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from midog.engine.classifier import centre_crop
-from resources.train.augment import Augmentation, augment, jitter_stain
+from resources.train.kit.augment import Augmentation, augment, jitter_stain
 
 
 @pytest.fixture

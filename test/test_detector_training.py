@@ -1,11 +1,10 @@
-"""Track 1's way from labelled fields to a system: tiles, losses, both trainings, a kill and a resume, evaluation."""
+"""Track 1's way from labelled fields to a system: losses, both trainings, a kill and a resume, evaluation."""
 
 import csv
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -21,224 +20,16 @@ from midog.engine.two_stages import SystemDetector
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, build
 from midog.system import DataSource, load_system
-from resources.data.fields import Field, read_fields
+from resources.data.fields import read_fields
 from resources.train import candidate, evaluate_detection
-from resources.train.detector import read_detector_plan
-from resources.train.draws import BalancedDraws, Draw, ShareDraws
-from resources.train.losses import contrastive_loss, focal_loss
-from resources.train.tiles import EpochSampler, TileAugmentation, TileDataset, collate, darkest, jitter_hsv, match_stain
+from resources.train.kit.losses import contrastive_loss, focal_loss
+from resources.train.yolo11 import read_detector_plan
 
-SIZE = 256
-STILL = TileAugmentation()
-TISSUE, FIGURE, LOOK_ALIKE = (220, 160, 190), (60, 20, 90), (20, 110, 20)
-EVEN = {"figure": 1, "look_alike": 1, "background": 1, "crops": 1}
-
-
-def dataset(fields, crops, tiles, shares, how, seed, size=SIZE):
-    return TileDataset(fields, crops, size, tiles, ShareDraws(fields, len(crops), shares), how, seed)
+TISSUE, FIGURE = (220, 160, 190), (60, 20, 90)
 
 
 def disc(pixels, x, y, colour, radius=6):
     cv2.circle(pixels, (round(x), round(y)), radius, colour, -1, cv2.LINE_AA)
-
-
-@pytest.fixture(scope="module")
-def fields():
-    """Two fields with dark figures and green look-alikes on even tissue."""
-    made = []
-    for seed in range(2):
-        generator = np.random.default_rng(seed)
-        pixels = np.full((600, 700, 3), TISSUE, np.uint8)
-        places = np.stack(np.meshgrid(np.arange(40, 680, 80), np.arange(40, 580, 80)), -1).reshape(-1, 2)
-        places = generator.permutation(places)[:16].astype(np.float32)
-        for number, place in enumerate(places):
-            disc(pixels, *place, FIGURE if number < 8 else LOOK_ALIKE)
-        made.append(Field(f"{seed}.png", "a", "set", pixels, (0.25, 0.25), places[:8], places[8:]))
-    return made
-
-
-@pytest.fixture(scope="module")
-def crops():
-    made = np.full((3, 128, 128, 3), TISSUE, np.uint8)
-    for crop in made:
-        disc(crop, 63.5, 63.5, FIGURE)
-    return made
-
-
-def discs(item):
-    """Centres of the dark discs of a tile that are more than half there: (K, 2) px."""
-    image = item["img"].permute(1, 2, 0).numpy().astype(int)
-    likeness = 1 - np.abs(image - FIGURE).sum(2) / np.abs(np.subtract(TISSUE, FIGURE)).sum()
-    _, _, rows, middles = cv2.connectedComponentsWithStats((likeness > 0.7).astype(np.uint8))
-    return middles[1:][rows[1:, cv2.CC_STAT_AREA] > 60]
-
-
-def boxes_px(item):
-    """Corners of an item's boxes: (N, 4) px."""
-    boxes = item["bboxes"].numpy() * SIZE
-    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
-
-
-def inside(points, margin):
-    return ((points > margin) & (points < SIZE - margin)).all(1)
-
-
-@pytest.mark.parametrize(
-    ("source", "mosaic", "tolerance"),
-    [("figure", 0, 1.5), ("look_alike", 0, 1.5), ("background", 0, 1.5), ("crops", 0, 6), ("figure", 1, 6)],
-)
-def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic, tolerance):
-    """The tolerance is a disc's radius where a seam may cut one, and all are of one size there."""
-    scale = 0.05 if tolerance < 2 else 0.0
-    how = TileAugmentation(rotation=180, flip=0.5, scale=scale, mosaic_epochs=mosaic)
-    tiles = dataset(fields, crops, 40, {source: 1}, how, seed=5)
-    whole = 0
-    for item in (tiles[number] for number in range(40)):
-        seen, corners = discs(item), boxes_px(item)
-        assert corners.min(initial=0) > -0.01
-        assert corners.max(initial=0) < SIZE + 0.01
-        uncut = corners[(corners[:, 2:] - corners[:, :2] > 49.99).all(1)]
-        middles = (uncut[:, :2] + uncut[:, 2:]) / 2
-        whole += len(uncut)
-        if tolerance < 2:
-            assert all(np.hypot(*(seen - middle).T).min() < tolerance for middle in middles)
-        for point in seen[inside(seen, 32)]:
-            assert np.hypot(*(middles - point).T).min() < tolerance
-    assert whole > 20
-
-
-def test_boxes_are_cut_at_the_edge(fields, crops):
-    tiles = dataset(fields, crops, 1, EVEN, TileAugmentation(), seed=0)
-    box = tiles._boxes(np.array([[10.0, 128.0]]))[0] * SIZE
-    assert box.tolist() == pytest.approx([17.5, 128, 35, 50])
-
-
-def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
-    plain, mixed = (
-        dataset(fields, crops, 20, {"figure": 1}, TileAugmentation(mixup=mixup), seed=1) for mixup in (0, 1)
-    )
-    for number in range(20):
-        count = len(plain[number]["bboxes"])
-        torch.testing.assert_close(mixed[number]["bboxes"][:count], plain[number]["bboxes"])
-    assert sum(len(mixed[number]["bboxes"]) for number in range(20)) > 1.5 * sum(
-        len(plain[number]["bboxes"]) for number in range(20)
-    )
-
-
-def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
-    how = TileAugmentation(rotation=180, flip=0.5, scale=0.1, mixup=0.5, randaugment=2, erase=0.5, mosaic_epochs=1)
-    tiles = dataset(fields, crops, 4, EVEN, how, seed=3)
-    sampler = EpochSampler(tiles)
-    torch.manual_seed(9)
-    before = torch.get_rng_state()
-    here = [tiles[number] for number in range(8)]
-    assert torch.equal(before, torch.get_rng_state())
-    for epoch in (1, 0):
-        sampler.set_epoch(epoch)
-        loader = torch.utils.data.DataLoader(tiles, 2, sampler=sampler, num_workers=2 * epoch, collate_fn=collate)
-        for step, batch in enumerate(loader):
-            first = here[4 * epoch + 2 * step : 4 * epoch + 2 * step + 2]
-            assert torch.equal(batch["img"], torch.stack([item["img"] for item in first]))
-            assert torch.equal(batch["bboxes"], torch.cat([item["bboxes"] for item in first]))
-            owners = [number for number, item in enumerate(first) for _ in item["bboxes"]]
-            assert batch["batch_idx"].tolist() == owners
-    assert not torch.equal(here[0]["img"], here[4]["img"])
-
-
-def test_tiles_are_drawn_around_what_the_shares_say(fields, crops):
-    draws = ShareDraws(fields, len(crops), {"figure": 3, "crops": 1})
-    random = np.random.default_rng(0)
-    drawn = [draws(random) for _ in range(400)]
-    assert 0.19 < sum(each.field is None for each in drawn) / 400 < 0.31
-    at_figures = [each for each in drawn if each.field is not None]
-    assert all((each.point == fields[each.field].figures).all(1).any() for each in at_figures)
-    assert ShareDraws(fields, 0, EVEN).sources == [*EVEN][:3]
-
-
-def test_balanced_draws_are_even_over_sets_slides_and_classes(fields, crops):
-    """Two slides of one set with 8 figures each, one of them with 80 look-alikes more; crops of two cases."""
-    more = np.tile(fields[0].look_alikes, (10, 1))
-    fields = [replace(fields[0], look_alikes=more), replace(fields[1], case="b")]
-    draws = BalancedDraws(fields, ["crops"] * 3, ["x", "x", "y"])
-    random = np.random.default_rng(0)
-    drawn = [draws(random) for _ in range(4000)]
-    of_field = [sum(each.field == number for each in drawn) for number in (0, 1)]
-    of_crop = [sum(each.crop == number for each in drawn) for number in range(3)]
-
-    places = {(number, *point) for number, each in enumerate(fields) for point in each.figures}
-    figures = sum(each.figure or (each.point is not None and (each.field, *each.point) in places) for each in drawn)
-    assert of_field == pytest.approx([1000, 1000], abs=120)
-    assert of_crop == pytest.approx([500, 500, 1000], abs=120)
-    assert figures == pytest.approx(2000, abs=150)
-
-
-def test_a_drawn_crop_is_pasted_with_its_figure_or_no_figure_is(fields, crops):
-    empty = [replace(each, figures=np.zeros((0, 2), np.float32)) for each in fields]
-    for figure in (True, False):
-        tiles = TileDataset(empty, crops, SIZE, 1, lambda random, figure=figure: Draw(crop=1, figure=figure), STILL, 0)
-        counts = [len(tiles[number]["bboxes"]) for number in range(20)]
-        assert (min(counts) >= 1) == figure  # a later disc may hide the first one's figure: not in these 20
-        assert (max(counts) == 0) == (not figure)
-
-
-def test_tiles_can_be_oblong(fields, crops):
-    how = TileAugmentation(rotation=15, flip=0.5, erase=1.0, mosaic_epochs=1, hue=0.1, saturation=0.2, value=0.2)
-    tiles = dataset(fields, crops, 4, EVEN, how, seed=0, size=(192, 128))
-    for item in (tiles[number] for number in range(8)):
-        assert item["img"].shape == (3, 128, 192)
-        assert ((item["bboxes"] >= 0) & (item["bboxes"] <= 1)).all()
-
-
-def test_hsv_jitter_stays_in_its_range():
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    jittered = jitter_hsv(pixels, np.random.default_rng(1), TileAugmentation(value=0.2))
-    ratio = jittered.max(2)[pixels.max(2) > 100] / pixels.max(2)[pixels.max(2) > 100]
-    assert 0.79 < ratio.min() <= ratio.max() < 1.21
-    assert np.ptp(ratio[ratio < 0.99]) < 0.02  # one factor a tile
-    assert np.abs(jitter_hsv(pixels, np.random.default_rng(1), STILL).astype(int) - pixels).mean() < 1
-
-
-def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
-    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
-    figure = np.full((1, 2), 64, np.float32)
-    field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
-    tiles = dataset([field], crops, 1, {"crops": 1}, TileAugmentation(), seed=0)
-    assert all(tiles[number]["img"].shape == (3, SIZE, SIZE) for number in range(10))
-
-
-def test_a_pasted_stain_comes_to_its_surroundings():
-    generator = np.random.default_rng(0)
-    patch, tile = (
-        (colour + 12 * generator.standard_normal((129, 129, 1))).clip(0, 255).astype(np.uint8)
-        for colour in ((150, 110, 190), TISSUE)
-    )
-    tile[:40] = 255  # glass has no say
-
-    def distance(share):
-        return np.abs(match_stain(patch, tile, share).mean((0, 1)) - tile[40:].mean((0, 1))).max()
-
-    assert np.array_equal(match_stain(patch, np.full_like(tile, 250), 1.0), patch)
-    assert distance(0.0) > 25
-    assert distance(0.5) == pytest.approx(distance(0.0) / 2, abs=4)
-    assert distance(1.0) < 4
-
-
-def test_discs_keep_their_distance_from_a_crop_s_figure(fields, crops):
-    tiles = dataset(fields, crops, 1, {"crops": 1}, TileAugmentation(), seed=0)
-    random = np.random.default_rng(0)
-    with_figure = 0
-    for _, middle, figures, radius in (tiles._place_in_crop(Draw(), random, 40) for _ in range(200)):
-        with_figure += len(figures)
-        away = np.hypot(*(middle - 63.5))
-        assert away <= radius - 18 if len(figures) else away >= radius + 18
-    assert 100 < with_figure < 160
-
-
-def test_the_darkest_place_is_a_nucleus():
-    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
-    disc(pixels, 3, 64, FIGURE)
-    places = [np.array(place) for place in ((20.0, 20.0), (2.0, 65.0), (127.9, 127.9))]
-    assert darkest(pixels, places) is places[1]
 
 
 def test_focal_loss_is_equation_2():

@@ -1,9 +1,9 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from midog.__main__ import main
@@ -16,11 +16,12 @@ from midog.evaluation.cases import (
     given_spacings,
     read_cases,
     read_ground_truth,
-    warn_of_training_cases,
+    training_cases,
 )
 from midog.system import DataSource, Detector, Made, Merge, System
 from resources.data import ground_truth
 
+ROOT = Path(__file__).resolve().parents[1]
 TRUTH = {
     "001.tiff": {"annotations": [[0.1, 0.1, 0], [0.2, 0.1, 0]], "tumor domain": 0, "roi type": "hotspot"},
     "002.tiff": {"annotations": [[0.1, 0.2, 0]], "tumor domain": 2, "roi type": "hotspot"},
@@ -338,12 +339,89 @@ def test_spacings_that_predict_was_given(tmp_path):
     assert given_spacings(1, TRUTH, folder) == {"001.tiff": 0.2274, "002.tiff": None}
 
 
-def test_what_a_system_was_trained_on_is_no_test(caplog):
+def test_what_a_system_was_trained_on_is_no_test():
     data = DataSource(set="atypia", cases=("H0*",)), DataSource(set="quiet", without=("t1",))
     options = {"network": "rtmdet", "options": {}, "tile": (64, 64), "overlap": 0.2, "um_per_px": 0.25}
     detector = Detector(**options, score_threshold=0.1, nms_iou=0.3, merge=Merge(distance_um=7.5))
     system = System(system="mine", track=1, version="1", detector=detector, made=Made(data=data))
-    warn_of_training_cases(system, [("atypia", "H10"), ("quiet", "t1"), ("other", "H03")])
-    assert caplog.messages == []
-    warn_of_training_cases(system, [("atypia", "H04"), ("atypia", "H03"), ("atypia", "H10"), ("quiet", "t2")])
-    assert caplog.messages == ["mine, weights 1 was trained on atypia:H03,H04 quiet:t2: no test"]
+    assert training_cases(system, [("atypia", "H10"), ("quiet", "t1"), ("other", "H03")]) == ""
+    said = training_cases(system, [("atypia", "H04"), ("atypia", "H03"), ("atypia", "H10"), ("quiet", "t2")])
+    assert said == "mine, weights 1 was trained on atypia:H03,H04 quiet:t2: no test"
+
+
+def write_fields(folder, images):
+    """Grey fields of 100 x 80 px at .5 um/px, each its own case "c<number>", with a figure at (40, 40)."""
+    folder.mkdir()
+    for name in images:
+        Image.new("RGB", (100, 80), "grey").save(folder / name)
+    rows = [f"{name},c{number},0.5" for number, name in enumerate(images)]
+    (folder / "images.csv").write_text("\n".join(["image,case,um_per_px", *rows]))
+    figures = [f"{name},40,40,mitotic figure" for name in images]
+    (folder / "figures.csv").write_text("\n".join(["image,x,y,label", *figures]))
+    return folder
+
+
+def write_trained(model, track, data):
+    """A model.yaml without members, whose weights learned from `data`."""
+    part = {"network": "any", "options": {}}
+    detector = {"tile": [64, 64], "overlap": 0.2, "um_per_px": 0.25, "score_threshold": 0.1, "nms_iou": 0.3}
+    values = {"system": "mine", "track": track, "version": "1", "made": {"data": [data]}}
+    if track == 1:
+        values["detector"] = part | detector | {"merge": {"distance_um": 7.5}}
+    else:
+        values["classifier"] = part | {"field_um": 32.0, "input_px": 64}
+    write(model / "mine/model.yaml", values)  # JSON is YAML
+    return model
+
+
+@pytest.mark.parametrize("named", [True, False])  # by --system, or by predict's note
+def test_fields_by_their_folders_and_folds_with_what_was_learned_marked(tmp_path, capsys, named):
+    data = write_fields(tmp_path / "set", ["a.png", "b.png"])
+    model = write_trained(tmp_path / "model", 1, {"set": "set", "cases": ["c0"]})
+    about = {"um_per_px_given": 0.5, "system": "mine", "version": "1"}
+    for fold, (image, found) in enumerate({"a.png": point(0.02, 0.02, 0.9), "b.png": point(0.04, 0.03, 0.8)}.items()):
+        write(tmp_path / f"fold{fold}" / image / "mitotic-figures.json", result(found))
+        if not named:
+            write(tmp_path / f"fold{fold}" / image / "about.json", about | {"image": {"name": image}})
+    command = ["evaluate", "--track", "1", "--data", f"{data}:c0", f"{data}:-c0", "--out", str(tmp_path / "out")]
+    command += ["--model", str(model), "--predictions", str(tmp_path / "fold0"), str(tmp_path / "fold1")]
+    assert main([*command, *(["--system", "mine"] if named else [])]) == 0
+    printed = capsys.readouterr()
+    assert "warning: mine, weights 1 was trained on set:c0: no test" in printed.err
+    table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    assert table["overall"].split()[1:6] == ["2", "2", "1", "1", "1"]
+    assert "trained on" in table["tumour domain 0, set:c0"]
+    assert "trained on" not in table["tumour domain 1, set:-c0"]
+    assert table["tumour domain 1, set:-c0"].split()[-3:] == ["0.00", "500.00", "1"]  # 1 / (.05 mm x .04 mm)
+    page = (tmp_path / "out/evaluation.html").read_text()
+    assert "<td>trained on</td>" in page
+    assert "was trained on set:c0: no test" in page
+    write(tmp_path / "fold1" / "a.png" / "mitotic-figures.json", result())
+    assert main(command) == 1
+    assert "a second result of a.png, after" in capsys.readouterr().err
+
+
+def test_crops_by_their_folder_with_what_was_learned_marked(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    rows = ["file,label,case,domain", "0.png,1,x,dog", "1.png,0,x,dog", "2.png,1,y,cat", "3.png,0,y,cat"]
+    (tmp_path / "set/labels.csv").write_text("\n".join(rows))
+    model = write_trained(tmp_path / "model", 2, {"set": "set", "cases": ["y"]})
+    for case in "xy":
+        write(tmp_path / "p" / f"{case}.json", pages([0.9, 0.2]))
+    command = ["evaluate", "--track", "2", "--data", str(tmp_path / "set"), "--predictions", str(tmp_path / "p")]
+    assert main([*command, "--model", str(model), "--system", "mine"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: mine, weights 1 was trained on set:y: no test" in printed.err
+    table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    assert "trained on" in table["tumour domain 0, cat"]
+    assert "trained on" not in table["tumour domain 1, dog"]
+
+
+def test_one_truth_and_something_to_compare(tmp_path, capsys):
+    truth = write(tmp_path / "t.json", TRUTH)
+    assert main(["evaluate", "--track", "1", "--ground-truth", str(truth)]) == 1
+    assert "give --predictions, too" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--track", "1", "--ground-truth", str(truth), "--data", str(tmp_path)])
+    assert main(["evaluate", "--track", "2", "--folds", str(tmp_path)]) == 1
+    assert "no fold*/held_out.csv" in capsys.readouterr().err

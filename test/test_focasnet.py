@@ -24,7 +24,7 @@ from midog.models.focasnet import (
     decode_distances,
     grid_points,
 )
-from resources.train.focasnet_loss import (
+from resources.train.kit.focasnet_loss import (
     anchor_free_loss,
     assign_anchors,
     assign_cores,

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from midog.calibration import Calibration, shift_to_half
 from midog.detections import MM_PER_PX, Detections
 from midog.evaluation import metrics
-from midog.evaluation.metrics import DetectionCase, StackCase, best_operating_point, match, stepwise_average_precision
-from resources.data.fields import Field
-from resources.train.field_curve import precision_recall
+from midog.evaluation.metrics import (
+    MATCH_UM,
+    DetectionCase,
+    StackCase,
+    best_operating_point,
+    detection_curve,
+    match,
+    stepwise_average_precision,
+)
 
 MM = 1e-3
 
@@ -305,18 +311,15 @@ def test_equal_scores_come_in_together():
 
 
 def test_the_order_of_a_fields_detections_does_not_matter():
-    field = Field(
-        "a.png", "a", "set", np.zeros((100, 100, 3), np.uint8), (0.25, 0.25), np.array([[20, 20]], np.float32)
-    )
-    boxes = np.array([[10, 10, 30, 30], [15, 10, 35, 30], [60, 60, 80, 80]], np.float32)
+    figures, centres = np.array([[20, 20]], np.float32), np.array([[20, 20], [25, 20], [70, 70]], np.float32)
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        found = precision_recall([field], [(boxes[order], np.full(3, 0.9, np.float32))])
+        found = detection_curve([figures], [MATCH_UM / 0.25], [centres[order]], [np.full(3, 0.9, np.float32)])
         assert found == {
             "average_precision": pytest.approx(1 / 3),
             "f1": 0.5,
             "threshold": pytest.approx(0.89, abs=0.01),
         }
-    assert precision_recall([], []) == {"average_precision": 0, "f1": 0, "threshold": 0.5}
+    assert detection_curve([], [], [], []) == {"average_precision": 0, "f1": 0, "threshold": 0.5}
 
 
 def test_no_threshold_rejects_its_own_candidate():

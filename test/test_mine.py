@@ -15,8 +15,8 @@ from midog.system import DataSource
 from resources.data import synthetic
 from resources.data.fields import add_mined, read_fields
 from resources.train import mine
-from resources.train.detector import parse_arguments as parse_training
-from resources.train.detector import sources_of
+from resources.train.yolo11 import parse_arguments as parse_training
+from resources.train.yolo11 import sources_of
 
 FIGURE = (60.0, 60.0)
 # Where a stub detects in every field, in px of its .25 um, and with what score.

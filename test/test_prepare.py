@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from resources.data import cut, prepare
-from resources.data.class_names import BACKGROUND, LOOK_ALIKE, MITOTIC, UNCLEAR, meaning
+from resources.data.class_names import BACKGROUND, HARD_NEGATIVE, MITOTIC, UNCLEAR, meaning
 from resources.data.fields import read_fields
 
 TISSUE, PALE, MITOSIS, OTHER = (215, 160, 200), (235, 190, 225), (40, 20, 90), (120, 50, 20)
 SIZE = 2000, 1500  # 5 x 4 tiles: left 0, 372, 744, 1116, 1488; top 0, 329, 658, 988
 # The second's centre lies just left of the third column of tiles; its box, and some of its pixels, reach into it.
 FIGURES = [(600, 400), (740, 1400), (3, 5)]
-LOOK_ALIKES = [(1100, 380), (1999, 1499)]
+HARD_NEGATIVES = [(1100, 380), (1999, 1499)]
 
 SCHEMA = """
 CREATE TABLE Slides (uid INTEGER PRIMARY KEY, filename TEXT, width INTEGER, height INTEGER, directory TEXT, uuid TEXT);
@@ -33,11 +33,11 @@ SPOT, AREA, OUTLINE = 1, 2, 3
 CLASSES = {1: "Granulocyte", 2: "Mitotic figure", 3: "Tumor cell", 7: "Mitotic figure lookalike", 8: "Tumor region"}
 
 
-def draw(path, size=SIZE, figures=(), look_alikes=(), um_per_px=0.23):
+def draw(path, size=SIZE, figures=(), hard_negatives=(), um_per_px=0.23):
     """A region of chequered tissue with a square of 9 px for each cell."""
     y, x = np.ogrid[: size[1], : size[0]]
     pixels = np.array([TISSUE, PALE], np.uint8)[(x // 64 + y // 64) % 2]
-    for centres, colour in ((figures, MITOSIS), (look_alikes, OTHER)):
+    for centres, colour in ((figures, MITOSIS), (hard_negatives, OTHER)):
         for x, y in centres:
             pixels[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5] = colour
     path.parent.mkdir(exist_ok=True)
@@ -79,9 +79,9 @@ def database(path, slides, annotations):
 @pytest.fixture
 def midogpp(tmp_path):
     """Two regions, the second without labels; the command that cuts all their tiles, without --out."""
-    draw(tmp_path / "images/001.tiff", SIZE, FIGURES, LOOK_ALIKES)
+    draw(tmp_path / "images/001.tiff", SIZE, FIGURES, HARD_NEGATIVES)
     draw(tmp_path / "images/002.tiff", (700, 600), um_per_px=0.25)
-    cells = [(1, 1, x, y) for x, y in FIGURES] + [(1, 2, x, y) for x, y in LOOK_ALIKES]
+    cells = [(1, 1, x, y) for x, y in FIGURES] + [(1, 2, x, y) for x, y in HARD_NEGATIVES]
     (tmp_path / "MIDOG++.json").write_text(json.dumps(coco({1: SIZE, 2: (700, 600)}, cells)))
     return ["midogpp", "--json", str(tmp_path / "MIDOG++.json"), "--images", str(tmp_path / "images")]
 
@@ -121,8 +121,8 @@ def check_tiles(out):
 def test_regions_of_midogpp(midogpp, tmp_path, capsys):
     assert run(midogpp, tmp_path / "out", "--negatives", "1000") == 0
     images, figures = check_tiles(tmp_path / "out")
-    assert set(figures.label) == {MITOTIC, LOOK_ALIKE}
-    for cells, label in ((FIGURES, MITOTIC), (LOOK_ALIKES, LOOK_ALIKE)):
+    assert set(figures.label) == {MITOTIC, HARD_NEGATIVE}
+    for cells, label in ((FIGURES, MITOTIC), (HARD_NEGATIVES, HARD_NEGATIVE)):
         rows = figures[figures.label == label].merge(images, on="image")
         assert {(x, y) for x, y in zip(rows.x + rows.source_x, rows.y + rows.source_y, strict=True)} == set(cells)
     # (740, 1400) is in the tile at 372, 988 only; the tile at 744, 988 has a corner of the cell and is not used
@@ -136,7 +136,7 @@ def test_regions_of_midogpp(midogpp, tmp_path, capsys):
     assert images.groupby("case").um_per_px.mean().to_list() == pytest.approx([0.23, 0.25], abs=1e-4)
     assert set(images.tumor) == {"human melanoma"}
     assert (images.source_image == "002.tiff").sum() == 4
-    assert "look-alikes" in capsys.readouterr().out
+    assert "hard negatives" in capsys.readouterr().out
     assert not list((tmp_path / "out").rglob("*.part"))
     assert not (tmp_path / "out/unfinished").exists()
 
@@ -146,7 +146,7 @@ def test_the_table_is_what_training_reads(midogpp, tmp_path):
     _, figures = tables(tmp_path / "out")
     fields = read_fields([tmp_path / "out"])
     assert sum(len(field.figures) for field in fields) == (figures.label == MITOTIC).sum()
-    assert sum(len(field.look_alikes) for field in fields) == (figures.label == LOOK_ALIKE).sum()
+    assert sum(len(field.hard_negatives) for field in fields) == (figures.label == HARD_NEGATIVE).sum()
     for field in fields:
         for x, y in np.round(field.figures).astype(int):
             assert np.abs(field.pixels[y, x].astype(int) - MITOSIS).max() < 25
@@ -157,7 +157,7 @@ def test_as_many_tiles_without_figures_as_with(midogpp, tmp_path):
     images, figures = tables(tmp_path / "out")
     first = images[images.source_image == "001.tiff"]
     assert 2 * first.image.isin(figures.image).sum() == len(first)
-    assert (images.source_image == "002.tiff").sum() == cut.LEAST_NEGATIVES
+    assert (images.source_image == "002.tiff").sum() == cut.MIN_NEGATIVES
     assert run(midogpp, tmp_path / "none", "--negatives", "0") == 0
     images, figures = tables(tmp_path / "none")
     assert set(images.image) == set(figures.image)
@@ -198,7 +198,7 @@ def test_slides_of_a_slide_runner_database(tmp_path, capsys):
     images, figures = check_tiles(tmp_path / "out")
     rows = figures.merge(images, on="image")
     found = set(zip(rows.x + rows.source_x, rows.y + rows.source_y, rows.label, strict=True))
-    assert found == {(600, 400, MITOTIC), (300, 1200, MITOTIC), (1100, 380, LOOK_ALIKE)}
+    assert found == {(600, 400, MITOTIC), (300, 1200, MITOTIC), (1100, 380, HARD_NEGATIVE)}
     assert set(figures.x1 - figures.x0) == {50}
     # the tile of the cell without agreement is neither with figures nor without; the granulocyte's is background
     places = set(zip(images.source_x, images.source_y, strict=True))
@@ -232,12 +232,12 @@ def test_an_early_database_marks_no_deleted_cells(tmp_path):
         ("Mitosis", MITOTIC),
         ("Mitose", MITOTIC),
         ("atypical mitotic figure", MITOTIC),
-        ("not mitotic figure", LOOK_ALIKE),
-        ("non-mitotic figure", LOOK_ALIKE),
-        ("Nonmitosis", LOOK_ALIKE),
-        ("Mitosis-like", LOOK_ALIKE),
-        ("Mitotic figure look-alike", LOOK_ALIKE),
-        ("hard negative", LOOK_ALIKE),
+        ("not mitotic figure", HARD_NEGATIVE),
+        ("non-mitotic figure", HARD_NEGATIVE),
+        ("Nonmitosis", HARD_NEGATIVE),
+        ("Mitosis-like", HARD_NEGATIVE),
+        ("Mitotic figure look-alike", HARD_NEGATIVE),
+        ("hard negative", HARD_NEGATIVE),
         ("possible mitosis", UNCLEAR),
         ("Other/ambiguous", UNCLEAR),
         ("Mast cell", BACKGROUND),
@@ -341,7 +341,7 @@ def test_other_bad_input(midogpp, tmp_path, capsys):
     (tmp_path / "used/images.csv").write_text("image\n")
     assert "is not empty" in told(midogpp, "used")
     (tmp_path / "MIDOG++.json").write_text("{")
-    assert "cannot be read as JSON" in told(midogpp)
+    assert "not JSON" in told(midogpp)
 
     path = tmp_path / "cells.sqlite"
     command = ["slide-runner", "--database", str(path), "--slides", str(tmp_path / "images")]

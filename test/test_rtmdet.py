@@ -11,7 +11,7 @@ from midog.evaluation.metrics import match
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, from_mmdetection, grid_points
 from resources.data import synthetic
 from resources.data.fields import read_fields
-from resources.train.rtmdet_loss import RTMDetLoss, assign, paired_iou
+from resources.train.kit.rtmdet_loss import RTMDetLoss, assign, paired_iou
 
 STEPS = 40
 

@@ -23,7 +23,7 @@ from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
 from resources.train import atypical, common, evaluate_atypical
 from resources.train.atypical_report import fit_calibration
-from resources.train.losses import mask_loss, subclass_loss
+from resources.train.kit.losses import mask_loss, subclass_loss
 
 CASES = 8
 

@@ -43,8 +43,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """
     if device.type != "cuda" or precision == "float32":
         return contextlib.nullcontext()
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.autocast("cuda", half)
+    return torch.autocast("cuda", half_type(device))
+
+
+def half_type(device: torch.device) -> torch.dtype:
+    """bfloat16, or float16 on a GPU that lacks it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
 
 class WithoutRandomStart(TorchFunctionMode):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from midog import job
-from midog.about import read_about
+from midog.about import About, read_about
 from midog.detections import Detections
 from midog.errors import UserError
 from midog.evaluation import metrics
@@ -173,22 +173,22 @@ def _results_by_name(folder: Path, track: int, images: Sequence[str]) -> tuple[l
     return [(image, by_image[image]) for image in images if image in by_image], problems
 
 
-def read_cases(track: int, truths: Truths, folder: str | Path) -> tuple[list[Case], list[str]]:
+def read_cases(track: int, truths: Truths, *folders: str | Path) -> tuple[list[Case], list[str]]:
     """Read and check every prediction.
 
     Args:
         track: 1 or 2.
         truths: of `read_ground_truth`.
-        folder: see `find_results`.
+        folders: see `find_results`; each image in one of them.
 
     Returns:
         list of `DetectionCase` (Track 1) or `StackCase` (Track 2), in the order of `find_results`; warnings, a line
         each, about images that are predicted never or twice.
 
     Raises:
-        UserError: what the organisers' evaluation would refuse, all of it, a line each.
+        UserError: what the organisers' evaluation would refuse, all of it, a line each; an image in two folders.
     """
-    found, problems = find_results(folder, track, list(truths))
+    found, problems = _found_in(track, truths, folders)
     cases: list[Case] = []
     for image, path in found:
         try:
@@ -200,12 +200,13 @@ def read_cases(track: int, truths: Truths, folder: str | Path) -> tuple[list[Cas
         wrong = list(_point_problems(result) if track == 1 else _crop_problems(result, truth))
         problems += [f"{path}: {problem}" for problem in wrong]
         if not wrong:
-            cases.append((_detection_case if track == 1 else _stack_case)(image, truth, result))
+            cases.append(case_of(track, image, truth, result))
     if problems:
         more = len(problems) - MAX_PROBLEMS
         shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        named = ", ".join(map(str, folders))
         raise UserError(
-            "\n".join([f"{folder}: the organisers' evaluation refuses these predictions; mend these:", *shown])
+            "\n".join([f"{named}: the organisers' evaluation refuses these predictions; mend these:", *shown])
         )
     remarks = []
     answered = {image for image, _ in found}
@@ -220,18 +221,39 @@ def read_cases(track: int, truths: Truths, folder: str | Path) -> tuple[list[Cas
     return cases, remarks
 
 
-def given_spacings(track: int, truths: Truths, folder: str | Path) -> dict[str, float | None]:
-    """um/px by image, where predict was told one: it leaves a note beside its result.
+def _found_in(track: int, truths: Truths, folders: Sequence[str | Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """`find_results` of several folders; an image that an earlier one has, too, is a problem."""
+    found: list[tuple[str, Path]] = []
+    problems = []
+    for folder in folders:
+        more, said = find_results(folder, track, list(truths))
+        before = dict(found)
+        problems += said
+        problems += [
+            f"{path}: a second result of {image}, after {before[image]}" for image, path in more if image in before
+        ]
+        found += more
+    return found, problems
 
-    Args:
-        track, truths, folder: as `read_cases`.
-    """
-    found = ((image, read_about(path)) for image, path in find_results(folder, track, list(truths))[0])
-    return {image: about.um_per_px_given for image, about in found if about}
+
+def case_of(track: int, image: str, truth: dict[str, Any], result: Any) -> Case:
+    """A result that was checked, beside its truth."""
+    return (_detection_case if track == 1 else _stack_case)(image, truth, result)
 
 
-def warn_of_training_cases(system: System, cases: Iterable[tuple[str, str]]) -> None:
-    """Warn where a system is measured on what it was trained on, naming sets and their cases.
+def read_abouts(track: int, truths: Truths, *folders: str | Path) -> dict[str, About]:
+    """What `predict` noted beside its results, by image; arguments as `read_cases`."""
+    found = ((image, read_about(path)) for image, path in _found_in(track, truths, folders)[0])
+    return {image: about for image, about in found if about}
+
+
+def given_spacings(track: int, truths: Truths, *folders: str | Path) -> dict[str, float | None]:
+    """um/px by image, where predict was told one; arguments as `read_cases`."""
+    return {image: about.um_per_px_given for image, about in read_abouts(track, truths, *folders).items()}
+
+
+def training_cases(system: System, cases: Iterable[tuple[str, str]]) -> str:
+    """What of some data a system was trained on, as one line for a warning; "" if nothing.
 
     Args:
         system: that is measured.
@@ -241,12 +263,11 @@ def warn_of_training_cases(system: System, cases: Iterable[tuple[str, str]]) -> 
     for name, case in cases:
         if system.trained_on(name, case):
             seen.setdefault(name, set()).add(case)
-    if seen:
-        named = [
-            f"{name}:{','.join([*sorted(each)[:MAX_CASES], *['...'] * (len(each) > MAX_CASES)])}"
-            for name, each in seen.items()
-        ]
-        logger.warning(f"{system} was trained on {' '.join(named)}: no test")
+    named = [
+        f"{name}:{','.join([*sorted(each)[:MAX_CASES], *['...'] * (len(each) > MAX_CASES)])}"
+        for name, each in seen.items()
+    ]
+    return f"{system} was trained on {' '.join(named)}: no test" if seen else ""
 
 
 def _point_problems(result: Any) -> Iterator[str]:

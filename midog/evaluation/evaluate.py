@@ -1,4 +1,4 @@
-"""python -m midog evaluate: predictions against a ground truth, with the organisers' figures.
+"""python -m midog evaluate: predictions, or a system, against a ground truth, with the organisers' figures.
 
 metrics.json has the organisers' format (DeepMicroscopy, MIDOG25_T1_evaluation_docker and MIDOG25_T2_evaluation_docker,
 evaluate.py).
@@ -12,11 +12,15 @@ from typing import Any, cast
 
 from midog.errors import UserError
 from midog.evaluation import metrics
-from midog.evaluation.cases import METRICS_NAME, given_spacings, read_cases, read_ground_truth
+from midog.evaluation.cases import METRICS_NAME
+from midog.evaluation.held_out import evaluate_held_out, folds_in
+from midog.evaluation.inputs import Inputs, read_inputs
 from midog.evaluation.metrics import Case, DetectionCase, StackCase
 from midog.files import check_writable, write_json
 
 logger = logging.getLogger(__name__)
+
+TRAINED = "trained on"
 
 
 def metrics_content(track: int, cases: Sequence[Case]) -> dict[str, Any]:
@@ -53,29 +57,42 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table_of(track: int, cases: Sequence[Case], aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+def table_of(track: int, inputs: Inputs, aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     """The figures as text.
 
     Args:
         track: 1 or 2.
-        cases: of `read_cases`.
+        inputs: of `read_inputs`.
         aggregates: of `metrics_content`.
 
     Returns:
         rows: list of lists of str, the column names first; notes: list of str below the table.
     """
     if track == 1:
-        return _detection_table(cast("Sequence[DetectionCase]", cases), aggregates)
-    return _stack_table(cast("Sequence[StackCase]", cases), aggregates)
+        rows, strata, notes = _detection_table(inputs, aggregates)
+    else:
+        rows, strata, notes = _stack_table(cast("Sequence[StackCase]", inputs.cases), aggregates)
+    for row, stratum in zip(rows[1:], strata, strict=True):
+        row[0] = f"{metrics.spoken(stratum)}, {inputs.names[stratum]}" if stratum in inputs.names else row[0]
+    if inputs.trained:
+        rows[0].append("")
+        for row, stratum in zip(rows[1:], strata, strict=True):
+            row.append(TRAINED * (stratum in inputs.trained))
+        notes.append(f"{TRAINED}: holds images that the system learned from, so the figures there are no test.")
+    return rows, notes
 
 
-def _detection_table(cases: Sequence[DetectionCase], aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+def _detection_table(inputs: Inputs, aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str], list[str]]:
+    cases = cast("Sequence[DetectionCase]", inputs.cases)
     rows = [["", "images", "figures", "TP", "FP", "FN", "F1", "precision", "recall", "AP", "FROC AUC"]]
+    if inputs.areas:
+        rows[0] += ["mm2", "FP/mm2", "candidates"]
     notes = ["FROC AUC: area up to 8 false positives an image, not normalised; 8 is the most."]
     marked = set()
-    for stratum, chosen in ({"overall": cases} | metrics.detection_strata(cases)).items():
+    strata = {"overall": cases} | metrics.detection_strata(cases)
+    for stratum, chosen in strata.items():
         if not chosen:
-            rows.append([metrics.spoken(stratum), "0", *["no cases"] * 9])
+            rows.append([metrics.spoken(stratum), "0", *["no cases"] * (len(rows[0]) - 2)])
             marked.add("no cases")
             continue
         prefix, f1 = ("", "f1_score") if stratum == "overall" else (f"{stratum}_", "f1")
@@ -85,6 +102,9 @@ def _detection_table(cases: Sequence[DetectionCase], aggregates: dict[str, Any])
         texts = [f"{value:.4f}" if fine else "n/a" for value, fine in zip(shown, defined, strict=True)]
         if "n/a" in texts:
             marked.add("n/a")
+        if inputs.areas:
+            area = sum(inputs.areas[case.image] for case in chosen)
+            texts += [f"{area:.2f}", f"{false / area:.2f}", str(sum(len(case.scores) for case in chosen))]
         rows.append([metrics.spoken(stratum), *map(str, (len(chosen), true + missed, true, false, missed)), *texts])
     if "no cases" in marked:
         notes.append(
@@ -92,14 +112,17 @@ def _detection_table(cases: Sequence[DetectionCase], aggregates: dict[str, Any])
         )
     if "n/a" in marked:
         notes.append("n/a: not defined without figures or without points; metrics.json has the organisers' stand-ins.")
-    return rows, notes
+    return rows, list(strata), notes
 
 
-def _stack_table(cases: Sequence[StackCase], aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+def _stack_table(
+    cases: Sequence[StackCase], aggregates: dict[str, Any]
+) -> tuple[list[list[str]], list[str], list[str]]:
     rows = [["", "crops", "TP", "FP", "FN", "TN", "balanced accuracy", "AUC", "sensitivity", "specificity", "accuracy"]]
     notes = []
     names = ("balanced_accuracy", "roc_auc", "sensitivity", "specificity", "accuracy")
-    for stratum, chosen in ({"overall": cases} | metrics.stack_strata(cases)).items():
+    strata = {"overall": cases} | metrics.stack_strata(cases)
+    for stratum, chosen in strata.items():
         part = metrics.pooled(chosen)
         figures = aggregates.get(stratum) or {name: aggregates[f"overall_{name}"] for name in names}
         true, false, missed, rejected = counts = part.counts
@@ -109,7 +132,7 @@ def _stack_table(cases: Sequence[StackCase], aggregates: dict[str, Any]) -> tupl
         if "n/a" in texts:
             notes = ["n/a: a class has no crops there; metrics.json has the organisers' stand-ins (0, or null)."]
         rows.append([metrics.spoken(stratum), *map(str, (len(part.labels), *counts)), *texts])
-    return rows, notes
+    return rows, list(strata), notes
 
 
 def _log_table(rows: list[list[str]], notes: list[str]) -> None:
@@ -126,17 +149,22 @@ def run(arguments: Namespace) -> None:
     """Evaluate, log, and write metrics.json, plots and evaluation.html where --out says.
 
     Args:
-        arguments: track, ground_truth, predictions, out and images of the command line.
+        arguments: of `midog.evaluation.inputs.add_arguments`, and model, system, out and images.
     """
     track, out = arguments.track, arguments.out
     if arguments.images and not out:
         raise UserError(f"{arguments.images}: --images is for the gallery of the page; give --out too")
-    truths = read_ground_truth(arguments.ground_truth, track)
-    cases, remarks = read_cases(track, truths, arguments.predictions)
+    if arguments.folds:
+        if track == 1 or arguments.predictions or out:
+            raise UserError(f"{arguments.folds}: --folds is for Track 2 and writes there; leave other options out")
+        evaluate_held_out(arguments.folds, folds_in(arguments.folds))
+        return
+    inputs = read_inputs(arguments, arguments.model, arguments.system)
+    cases, remarks = inputs.cases, inputs.remarks
     for text in remarks:
         logger.warning(text)
     content = metrics_content(track, cases)
-    rows, notes = table_of(track, cases, content["aggregates"])
+    rows, notes = table_of(track, inputs, content["aggregates"])
     notes.append(_interval_note(track, cases))
     _log_table(rows, [*(f"WARNING: {text}" for text in remarks), *notes])
     if not out:
@@ -146,9 +174,9 @@ def run(arguments: Namespace) -> None:
     check_writable(out, "--out")
     write_json(out / METRICS_NAME, content)
     logger.info(f"metrics {out / METRICS_NAME}")
-    title = f"Track {track}: {arguments.predictions} against {arguments.ground_truth}"
-    spacings = given_spacings(track, truths, arguments.predictions)
-    logger.info(f"page {write_page(track, cases, title, rows, notes, remarks, out, arguments.images, spacings)}")
+    title = f"Track {track}: {inputs.source}"
+    page = write_page(track, cases, title, rows, notes, remarks, out, arguments.images, inputs.spacings)
+    logger.info(f"page {page}")
 
 
 def _interval_note(track: int, cases: Sequence[Case]) -> str:

@@ -19,6 +19,7 @@ from midog.calibration import LOGIT_LIMIT, between
 from midog.detections import Detections
 from midog.errors import not_installed
 
+MATCH_UM = 7.5  # the challenge's distance of a match
 MATCH_MM = 7.5e-3
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
 ROI_TYPES = ("hotspot", "challenging", "random")
@@ -292,6 +293,37 @@ def stepwise_average_precision(scores: ArrayLike, hits: ArrayLike, truths: int) 
     points = _totals(values, np.asarray(hits).astype(np.int64), np.ones(len(values), np.int64))
     highest_from_here = np.maximum.accumulate((points.true / points.all)[::-1])[::-1]
     return float((np.diff(points.true / truths, prepend=0.0) * highest_from_here).sum())
+
+
+def detection_curve(
+    figures: Sequence[NDArray[np.floating]],
+    radii_px: Sequence[float],
+    centres: Sequence[NDArray[np.floating]],
+    scores: Sequence[NDArray[np.floating]],
+) -> dict[str, float]:
+    """Hits of all images together at every threshold.
+
+    Args:
+        figures: for each image its mitotic figures, float (N, 2), px.
+        radii_px: for each the distance of a match, `MATCH_UM` in its px.
+        centres: for each what was found, float (K, 2), px, in any order.
+        scores: likewise, float (K,), in [0, 1].
+
+    Returns:
+        average_precision (area under the stepwise curve), the best f1, and its threshold, which lies between the last
+        accepted and the next candidate.
+    """
+    sorted_scores: list[NDArray[np.floating]] = [np.zeros(0)]
+    hits: list[Mask] = [np.zeros(0, bool)]
+    for truths, radius, found, score in zip(figures, radii_px, centres, scores, strict=True):
+        x, y = found.T
+        # In falling order of score, then of place, each detection takes the nearest figure that is left.
+        order = np.lexsort((x, y, -score))
+        sorted_scores.append(score[order])
+        hits.append(match(found[order], truths, radius) >= 0)
+    together = np.concatenate(sorted_scores), np.concatenate(hits), sum(map(len, figures))
+    f1, threshold = best_operating_point(*together)
+    return {"average_precision": stepwise_average_precision(*together), "f1": f1, "threshold": threshold}
 
 
 def counts_at(points: Steps, threshold: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:

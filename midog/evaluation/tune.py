@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from midog.calibration import BEYOND, Calibration, logit, platt, shift_to_half, sigmoid
 from midog.errors import UserError
 from midog.evaluation import metrics
-from midog.evaluation.cases import read_cases, read_ground_truth
+from midog.evaluation.inputs import Inputs, held_out_cases, read_inputs
 from midog.evaluation.metrics import Case, Floats, Mask, Number
 from midog.files import check_writable, read_yaml, write_file, write_json, write_yaml
 from midog.system import System, load_system
@@ -218,7 +218,7 @@ def run(arguments: Namespace) -> None:
     """Choose, measure, log, write model.yaml, and tuning.json with plots where --out says.
 
     Args:
-        arguments: track, ground_truth, predictions, model, objective and out of the command line.
+        arguments: of `midog.evaluation.inputs.add_arguments`, and model, objective and out.
     """
     track, folder, out = arguments.track, Path(arguments.model), arguments.out
     system = load_system(folder)
@@ -228,23 +228,30 @@ def run(arguments: Namespace) -> None:
     if name not in OBJECTIVES[track]:
         raise UserError("--objective ba: Track 1 counts no true negatives; leave it out, F1 is tuned")
     objective = Objective(name)
-    truths = read_ground_truth(arguments.ground_truth, track)
-    cases, remarks = read_cases(track, truths, arguments.predictions)
-    for text in remarks:
+    if arguments.folds:
+        if track == 1 or arguments.predictions:
+            raise UserError(
+                f"{arguments.folds}: --folds is for Track 2 and has the predictions; leave --predictions out"
+            )
+        inputs = Inputs(held_out_cases(arguments.folds, system), [], str(arguments.folds))
+    else:
+        inputs = read_inputs(arguments, folder.resolve().parent, folder.resolve().name)
+    cases = inputs.cases
+    for text in inputs.remarks:
         logger.warning(text)
     if out:
         check_writable(out, "--out")
     figures, predictions = _totals(cases)
     if len(cases) < 2 or not _has_both(cases):
         raise UserError(
-            f"{arguments.predictions}: {len(cases)} images, {predictions} predictions, {figures} positives in the "
+            f"{inputs.source}: {len(cases)} images, {predictions} predictions, {figures} positives in the "
             "ground truth; predictions of both kinds on at least two images are needed"
         )
     try:
         counts, thresholds, probabilities = cross_validate(cases, objective)
         threshold, calibration = fit(cases, objective)
     except UserError as error:
-        raise UserError(f"{arguments.predictions} with {arguments.ground_truth}: {error}") from None
+        raise UserError(f"{inputs.source}: {error}") from None
     interval = metrics.bootstrap_by_image(counts, objective.of_counts, seed=SEED)
     cross_validated = round(float(objective.of_counts(*counts.sum(axis=0))), 4)
     found: dict[str, Any] = {

@@ -218,9 +218,14 @@ class Detect(nn.Module):
         )
         self.dfl = DistanceExpectation()
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def branches(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the branches give before it is decoded: bins of the distances (N, 4 BINS, P), class logits."""
         distances = torch.cat([branch(x).flatten(2) for branch, x in zip(self.cv2, maps, strict=True)], 2)
         logits = torch.cat([branch(x).flatten(2) for branch, x in zip(self.cv3, maps, strict=True)], 2)
+        return distances, logits
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        distances, logits = self.branches(maps)
         points, strides = grid_points(maps)
         left_top, right_bottom = self.dfl(distances).chunk(2, 1)
         return torch.cat([points - left_top, points + right_bottom], 1) * strides, logits
@@ -322,7 +327,8 @@ class YOLO11(nn.Module):
             ]
         )
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The head's three inputs, from fine to coarse."""
         layer = self.model
         for i in range(5):
             x = layer[i](x)
@@ -333,4 +339,14 @@ class YOLO11(nn.Module):
         out_fine = layer[16](torch.cat([layer[14](neck_middle), fine], 1))
         out_middle = layer[19](torch.cat([layer[17](out_fine), neck_middle], 1))
         out_coarse = layer[22](torch.cat([layer[20](out_middle), coarse], 1))
-        return layer[23]([out_fine, out_middle, out_coarse])
+        return [out_fine, out_middle, out_coarse]
+
+    def branches(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """For the loss: what `Detect.branches` gives, and the maps that it comes from."""
+        maps = self.maps(x)
+        detect = self.model[23]
+        assert isinstance(detect, Detect)
+        return *detect.branches(maps), maps
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model[23](self.maps(x))

@@ -10,18 +10,18 @@ import re
 
 from resources.data.fields import CLASSES
 
-MITOTIC, LOOK_ALIKE = CLASSES
+MITOTIC, HARD_NEGATIVE = CLASSES
 UNCLEAR = "unclear"  # may or may not be a mitotic figure: no label, and no background either
 BACKGROUND = "background"  # a cell of another kind: granulocyte, tumor cell
 
 
-def meaning(name):
-    """MITOTIC, LOOK_ALIKE, UNCLEAR or BACKGROUND for a class name; case, spaces and hyphens do not matter."""
+def meaning(name: str) -> str:
+    """MITOTIC, HARD_NEGATIVE, UNCLEAR or BACKGROUND for a class name; case, spaces and hyphens do not matter."""
     letters = re.sub("[^a-z]", "", name.lower())
     if re.fullmatch("((a?typical|normal)?mitotic(figure|cell)?s?|mitos[ei]s?)", letters):
         return MITOTIC
     if re.search("no[nt]?mito|mito.*like|alike|hardnegative|imposter", letters):
-        return LOOK_ALIKE
+        return HARD_NEGATIVE
     if re.search("mito|ambiguous|unclear|unknown", letters):
         return UNCLEAR
     return BACKGROUND

@@ -1,19 +1,22 @@
 """Labelled crops in memory: one or several folders with `labels.csv` and `crops/`.
 
-A table has one row a crop with at least `file` (relative to the folder) and
-`label` (0 normal, 1 atypical, others are left out); `vote_atypical`, `case`,
-`domain` and `expert*_subclass` are used where they are there, and so are the
-chromosome masks of `chromosome_masks.npz` (`names`, and `packed` bits).
+`midog.evaluation.tables` says what the table has at least; `vote_atypical` and
+`expert*_subclass` are used where they are there, and so are the chromosome masks
+of `chromosome_masks.npz` (`names`, and `packed` bits).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from midog.errors import UserError
+from midog.evaluation.labelled import read_crop
+from midog.evaluation.tables import read_crop_table
 from midog.images.stack import CROP_SIDE
 
 
@@ -37,43 +40,46 @@ class Crops:
     images: torch.Tensor
     labels: torch.Tensor
     votes: torch.Tensor
-    cases: np.ndarray
-    domains: np.ndarray
-    files: np.ndarray
+    cases: NDArray[np.str_]
+    domains: NDArray[np.str_]
+    files: NDArray[np.str_]
     subclasses: torch.Tensor
-    subclass_names: list
+    subclass_names: list[str]
     masks: torch.Tensor
     masked: torch.Tensor
-    sets: list
+    sets: list[str]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
 
-def read_crops(folders, limit=None):
+def read_crops(folders: Sequence[str | Path], limit: int | None = None, both_classes: bool = True) -> Crops:
     """Read the crops of one or several folders.
 
     Args:
         folders: paths in the format above.
         limit: keep so many crops, chosen evenly over the tables.
+        both_classes: whether labels 0 and 1 have to be there; a detector learns from mitotic figures of any kind.
 
     Raises:
-        UserError: no table, a column or a crop missing, no crop of one of the classes.
+        UserError: no table, a column or a crop missing, no crop (of one of the classes).
     """
     tables = []
     for folder in map(Path, folders):
-        table = _read_table(folder)
+        table = read_crop_table(folder)
         table["folder"] = str(folder)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     if limit and limit < len(table):
         table = table.iloc[np.linspace(0, len(table) - 1, limit).astype(int)].reset_index(drop=True)
-    if set(table.label) != {0, 1}:
-        raise UserError(f"{folders[0]}: labels 0 and 1 are both needed; give a larger --limit or another --data")
+    if table.empty or (both_classes and set(table.label) != {0, 1}):
+        said = "labels 0 and 1 are both needed" if both_classes else "no crop of label 0 or 1"
+        raise UserError(f"{folders[0]}: {said}; give {'a larger --limit or ' if limit else ''}another folder")
     masks, masked = _read_masks(table)
     names = sorted({name for column in _subclass_columns(table) for name in table[column].dropna()})
+    images = np.stack([read_crop(Path(row.folder) / row.file) for row in table.itertuples()])
     return Crops(
-        images=torch.stack([_read_image(Path(row.folder) / row.file) for row in table.itertuples()]),
+        images=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
         labels=torch.tensor(table.label.to_numpy(dtype=np.int64)),
         votes=torch.tensor(table.vote_atypical.fillna(table.label).to_numpy(dtype=np.float32)),
         cases=table.case.to_numpy(str),
@@ -87,46 +93,11 @@ def read_crops(folders, limit=None):
     )
 
 
-def _read_table(folder):
-    path = folder / "labels.csv"
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make it with resources/data/prepare.py") from None
-    missing = {"file", "label"} - set(table.columns)
-    if missing:
-        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing; see resources/data/crops.py")
-    table = table[table.label.isin([0, 1])].reset_index(drop=True)
-    for column, default in (("case", table.file), ("domain", folder.resolve().name), ("vote_atypical", np.nan)):
-        if column not in table:
-            table[column] = default
-    return table
-
-
-def _read_image(path):
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the crops again") from None
-    for axis in (0, 1):  # a smaller crop (64 px) is mirrored outwards, a larger one cut: never rescaled
-        missing = CROP_SIDE - pixels.shape[axis]
-        if missing > 0:
-            pad = [(0, 0)] * 3
-            pad[axis] = missing // 2, missing - missing // 2
-            pixels = np.pad(pixels, pad, mode="symmetric")
-        else:
-            pixels = pixels.take(np.arange(CROP_SIDE) + (-missing) // 2, axis=axis)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def _subclass_columns(table):
+def _subclass_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in table.columns if column.startswith("expert") and column.endswith("_subclass")]
 
 
-def _subclass_shares(table, names):
+def _subclass_shares(table: pd.DataFrame, names: Sequence[str]) -> torch.Tensor:
     shares = np.zeros((len(table), len(names)), np.float32)
     for column in _subclass_columns(table):
         for row, name in enumerate(table[column]):
@@ -135,7 +106,7 @@ def _subclass_shares(table, names):
     return torch.from_numpy(shares / np.maximum(shares.sum(1, keepdims=True), 1))
 
 
-def _read_masks(table):
+def _read_masks(table: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
     masks = np.zeros((len(table), 1, CROP_SIDE, CROP_SIDE), np.uint8)
     masked = np.zeros(len(table), bool)
     for folder, rows in table.groupby("folder").groups.items():

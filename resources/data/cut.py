@@ -1,7 +1,7 @@
 """Regions and whole slides -> tiles of 512 px and the table of labelled fields that training reads.
 
 Tiles overlap by 20 % (Xiao et al., SZTU, "Datasets and Preprocessing"). Every
-tile with a figure or a look-alike is kept, and some tissue without either,
+tile with a figure or a hard negative is kept, and some tissue without either,
 drawn at random. The folder is that of `resources/data/fields.py`; images.csv
 comes last, so a killed run leaves none and goes on where it stopped.
 
@@ -12,31 +12,42 @@ haematoxylin and eosin keeps its full resolution.
 
 import hashlib
 import json
-import os
+import logging
 import shutil
-import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from midog.errors import UserError
-from midog.files import write_json
-from midog.images.slide import open_slide
+from midog.files import check_writable, write_json, write_with
+from midog.images.slide import Slide, open_slide
 from midog.images.tiles import grid, has_tissue, read_tile
-from resources.data.class_names import LOOK_ALIKE, MITOTIC, UNCLEAR
+from resources.data.class_names import HARD_NEGATIVE, MITOTIC, UNCLEAR
+
+logger = logging.getLogger(__name__)
 
 TILE = 512
 OVERLAP = 0.2
-LEAST_NEGATIVES = 4  # of an image without labels: its scanner and stain should be known as background, too
+MIN_NEGATIVES = 4  # of an image without labels: its scanner and stain should be known as background, too
 SEED = 0
 FIGURE_COLUMNS = ["image", "x", "y", "x0", "y0", "x1", "y1", "label", "case", "um_per_px"]
 
 
-def cut(images, figures, folder, out, negatives, um_per_px):
+def cut(
+    images: pd.DataFrame,
+    figures: pd.DataFrame,
+    folder: Path,
+    out: Path,
+    negatives: int | None,
+    um_per_px: float,
+) -> None:
     """Cut tiles out of labelled images and write OUT/images.csv, OUT/figures.csv and OUT/images/.
 
     A label belongs to each tile that holds its centre; its box may reach beyond the tile. A tile that a box only
@@ -62,7 +73,7 @@ def cut(images, figures, folder, out, negatives, um_per_px):
         raise UserError(f"{stems[stems.duplicated()].iloc[0]}: two images of this name; tiles are named after them")
     settings = {
         "negatives": negatives,
-        "least_negatives": LEAST_NEGATIVES,
+        "least_negatives": MIN_NEGATIVES,
         "um_per_px_if_untold": um_per_px,
         "tile": TILE,
         "overlap": OVERLAP,
@@ -81,17 +92,17 @@ def cut(images, figures, folder, out, negatives, um_per_px):
         tables = {name: [row for part in done for row in part[name]] for name in ("images", "figures")}
         if not tables["images"]:
             raise UserError(f"{folder}: no label and no tissue in any image; nothing to train on")
-        _write_whole(out / "figures.csv", pd.DataFrame(tables["figures"], columns=FIGURE_COLUMNS).to_csv, index=False)
-        _write_whole(out / "images.csv", pd.DataFrame(tables["images"]).to_csv, index=False)
+        _write_csv(out / "figures.csv", pd.DataFrame(tables["figures"], columns=FIGURE_COLUMNS))
+        _write_csv(out / "images.csv", pd.DataFrame(tables["images"]))
     shutil.rmtree(parts, ignore_errors=True)
     tiles, labels = len(pd.read_csv(out / "images.csv")), pd.read_csv(out / "figures.csv").label
-    print(
+    logger.info(
         f"{out}: {tiles} tiles of {len(images)} images; {(labels == MITOTIC).sum()} mitotic figures and "
-        f"{(labels == LOOK_ALIKE).sum()} look-alikes, those in an overlap counted in each tile"
+        f"{(labels == HARD_NEGATIVE).sum()} hard negatives, those in an overlap counted in each tile"
     )
 
 
-def _begin(out, images, figures, settings):
+def _begin(out: Path, images: pd.DataFrame, figures: pd.DataFrame, settings: dict[str, Any]) -> None:
     """Make the folder, or make sure that it is one of the same run."""
     labels = images.to_csv(index=False) + figures.to_csv(index=False)
     settings = settings | {"labels_sha256": hashlib.sha256(labels.encode()).hexdigest()}
@@ -101,30 +112,28 @@ def _begin(out, images, figures, settings):
             raise UserError(f"{out}: begun with other labels, --negatives or --mpp; give another --out")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; give another --out")
-    try:
-        for name in ("images", "unfinished"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    for name in ("images", "unfinished"):
+        check_writable(out / name)
     write_json(record, settings)
 
 
-def _cut_image(row, figures, folder, out, settings):
+def _cut_image(
+    row: dict[str, Any], figures: pd.DataFrame, folder: Path, out: Path, settings: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
     """Write an image's tiles; its rows of both tables."""
     path = folder / row["image"]
-    table = {"images": [], "figures": []}
+    table: dict[str, list[dict[str, Any]]] = {"images": [], "figures": []}
     known = {name: value for name, value in row.items() if name not in ("image", "width", "height")}
     with open_slide(path, default_um_per_px=settings["um_per_px_if_untold"]) as slide:
         spacing = round(float(np.mean(slide.um_per_px)), 6)
         with_labels, free = _sort_tiles(slide.size, _labels_inside(slide.size, row, figures, path))
         wanted = settings["negatives"]
         if wanted is None:
-            wanted = max(len(with_labels), LEAST_NEGATIVES)
+            wanted = max(len(with_labels), MIN_NEGATIVES)
         tiles = _read_tiles(slide, with_labels, free, wanted, path.stem)
         for x, y, pixels, labels in tqdm(tiles, path.stem, len(with_labels) + wanted, leave=False, disable=None):
             name = f"images/{path.stem}_{x:06}_{y:06}.jpg"
-            picture = Image.fromarray(pixels)
-            _write_whole(out / name, picture.save, format="JPEG", quality=95, subsampling="4:4:4")
+            _write_jpeg(out / name, pixels)
             place = {"um_per_px": spacing, "source_image": row["image"], "source_x": x, "source_y": y}
             table["images"].append({"image": name, "width": TILE, "height": TILE} | known | place)
             labels = labels.assign(image=name, case=row["case"], um_per_px=spacing)
@@ -134,7 +143,7 @@ def _cut_image(row, figures, folder, out, settings):
     return table
 
 
-def _labels_inside(size, row, figures, path):
+def _labels_inside(size: tuple[int, int], row: dict[str, Any], figures: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The labels on the image; those beside it are told, an image of another size is refused."""
     width, height = size
     if row["width"] and (row["width"], row["height"]) != (width, height):
@@ -144,11 +153,13 @@ def _labels_inside(size, row, figures, path):
         )
     inside = (figures.x >= 0) & (figures.x < width) & (figures.y >= 0) & (figures.y < height)
     if not inside.all():
-        _warn(f"{path}: labels outside the image, left out: {(~inside).sum()}")
+        logger.warning(f"{path}: labels outside the image, left out: {(~inside).sum()}")
     return figures[inside]
 
 
-def _sort_tiles(size, figures):
+def _sort_tiles(
+    size: tuple[int, int], figures: pd.DataFrame
+) -> tuple[list[tuple[tuple[int, int], pd.DataFrame]], list[tuple[int, int]]]:
     """((left, top), labels) of the tiles that hold a label's centre; (left, top) of those no box reaches into."""
     x, y, x0, y0, x1, y1 = figures[["x", "y", "x0", "y0", "x1", "y1"]].to_numpy(float).T
     clear = (figures.label != UNCLEAR).to_numpy(bool)
@@ -162,7 +173,13 @@ def _sort_tiles(size, figures):
     return with_labels, free
 
 
-def _read_tiles(slide, with_labels, free, wanted, name):
+def _read_tiles(
+    slide: Slide,
+    with_labels: list[tuple[tuple[int, int], pd.DataFrame]],
+    free: list[tuple[int, int]],
+    wanted: int,
+    name: str,
+) -> Iterator[tuple[int, int, NDArray[np.uint8], pd.DataFrame]]:
     """Yield left, top, pixels and labels of the tiles with labels, then of `wanted` random ones of tissue without."""
     for (x, y), labels in with_labels:
         yield x, y, read_tile(slide, x, y, (TILE, TILE)), labels
@@ -179,16 +196,10 @@ def _read_tiles(slide, with_labels, free, wanted, name):
             yield x, y, pixels, nothing
 
 
-def _write_whole(path, save, **options):
-    """Write a file whole or not at all: `save` to a name beside it, then rename."""
-    part = path.with_name(path.name + ".part")
-    try:
-        save(part, **options)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None
+def _write_jpeg(path: Path, pixels: NDArray[np.uint8]) -> None:
+    picture = Image.fromarray(pixels)
+    write_with(path, lambda part: picture.save(part, format="JPEG", quality=95, subsampling="4:4:4"))
 
 
-def _warn(text):
-    tqdm.write(f"warning: {text}", file=sys.stderr)
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_with(path, lambda part: table.to_csv(part, index=False))

@@ -1,103 +1,57 @@
 """Public data sets -> the tables that training reads.
 
-    python resources/data/prepare.py midog25 --csv MIDOG25.csv --crops DIR --out DIR
-    python resources/data/prepare.py midogpp --json MIDOGpp.json --images DIR --out DIR
-    python resources/data/prepare.py slide-runner --database FILE.sqlite --slides DIR --out DIR
+    python -m resources.data.prepare midog25 --csv MIDOG25.csv --crops DIR --out DIR
+    python -m resources.data.prepare midogpp --json MIDOG++.json --images DIR --out DIR
+    python -m resources.data.prepare slide-runner --database FILE.sqlite --slides DIR --out DIR
 
-`midog25` is the challenge's own training set for Track 2: a CSV with one row a
-mitotic figure (image_id, filename, coordinateX, coordinateY, Tumor, Scanner,
-Origin, Species, expert1 .. expert3, majority; AMF is atypical, NMF normal) and
-a folder with the crops it names. It becomes `labels.csv` and `crops/`.
+`midog25` is the challenge's own training set for Track 2: its table and a folder with the crops that it names (see
+`midog25.py`). It becomes `labels.csv` and `crops/`.
 
-`midogpp` (MIDOG++) and `slide-runner` (MITOS_WSI_CCMCT, MITOS_WSI_CMC) are for
-Track 1: regions and whole slides are cut into tiles, with the labels in
-`images.csv` and `figures.csv` (see `cut.py`). A killed run goes on when the
-same command is given again.
+`midogpp` (MIDOG++) and `slide-runner` (MITOS_WSI_CCMCT, MITOS_WSI_CMC) are for Track 1: regions and whole slides are
+cut into tiles, with the labels in `images.csv` and `figures.csv` (see `cut.py`). A killed run goes on when the same
+command is given again.
 """
 
 import argparse
+import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from tqdm import tqdm
 
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from midog.errors import UserError, exit_code
+from midog.files import check_writable, write_with
 
-from midog.errors import UserError, exit_code  # noqa: E402
-
-CLASSES = {"NMF": 0, "AMF": 1}
-MIDOG25_COLUMNS = ("image_id", "filename", "coordinateX", "coordinateY", "Tumor", "majority")
+logger = logging.getLogger("resources.data.prepare")  # also where it is run as __main__
 
 
-def midog25_table(csv):
-    """The challenge's CSV -> the columns of `labels.csv`, one row a crop.
-
-    Args:
-        csv: path of MIDOG25.csv. The third expert voted only where the first two disagreed.
-
-    Raises:
-        UserError: the file cannot be read, or lacks a column, or names an unknown class.
-    """
-    try:
-        source = pd.read_csv(csv)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{csv}: cannot be read ({error}); download it again") from None
-    missing = [column for column in MIDOG25_COLUMNS if column not in source]
-    if missing:
-        raise UserError(f"{csv}: column {', '.join(missing)} is missing; give the challenge's MIDOG25.csv")
-    unknown = sorted(set(source.majority) - set(CLASSES), key=str)
-    if unknown:
-        raise UserError(f"{csv}: majority is {unknown[0]!r} in a row; AMF or NMF expected")
-    experts = [column for column in source if column.startswith("expert")]
-    votes = source[experts].apply(lambda column: column.map(CLASSES))
-    table = pd.DataFrame(
-        {
-            "file": "crops/" + source.image_id.astype(str),
-            "label": source.majority.map(CLASSES),
-            "vote_atypical": votes.mean(axis=1).round(4) if experts else float("nan"),
-            "n_votes": votes.notna().sum(axis=1) if experts else 0,
-            "case": "MIDOGpp_" + source.filename.map(lambda name: Path(name).stem),
-            "domain": source.Tumor.str.replace(" ", "_"),
-            "tumor": source.Tumor,
-            "x": source.coordinateX,
-            "y": source.coordinateY,
-            "source_image": source.filename,
-        }
-    )
-    for column, name in (("Species", "species"), ("Scanner", "scanner"), ("Origin", "origin")):
-        if column in source:
-            table[name] = source[column]
-    return table.join(votes.astype("Int64"))
-
-
-def midog25(arguments):
+def midog25(arguments: argparse.Namespace) -> None:
     """Write OUT/labels.csv and copy the crops it names; the table comes last, so that a killed run leaves none."""
-    table = midog25_table(arguments.csv)
-    absent = [name for name in table.file if not (arguments.crops / Path(name).name).exists()]
+    from resources.data.midog25 import read_midog25
+
+    table, crops, out = read_midog25(arguments.csv), arguments.crops, arguments.out
+    absent = [name for name in table.file if not (crops / Path(name).name).exists()]
     if absent:
-        raise UserError(
-            f"{arguments.crops / Path(absent[0]).name}: not found (nor {len(absent) - 1} more); check --crops"
-        )
-    (arguments.out / "crops").mkdir(parents=True, exist_ok=True)
+        raise UserError(f"{crops / Path(absent[0]).name}: not found (nor {len(absent) - 1} more); check --crops")
+    check_writable(out / "crops")
     for name in tqdm(table.file, "crops", disable=None):
-        shutil.copyfile(arguments.crops / Path(name).name, arguments.out / name)
-    table.to_csv(arguments.out / "labels.csv", index=False)
-    print(f"{arguments.out}: {len(table)} crops, {int(table.label.sum())} atypical, {table.case.nunique()} cases")
+        shutil.copyfile(crops / Path(name).name, out / name)
+    write_with(out / "labels.csv", lambda part: table.to_csv(part, index=False))
+    logger.info(f"{out}: {len(table)} crops, {int(table.label.sum())} atypical, {table.case.nunique()} cases")
 
 
-def midogpp(arguments):
-    """Cut MIDOG++'s regions into tiles. Imports here: Track 2's table needs no reader of slides."""
-    from resources.data.coco import read_coco
-    from resources.data.cut import cut
+def midogpp(arguments: argparse.Namespace) -> None:
+    """Cut MIDOG++'s regions into tiles."""
+    from resources.data.cut import cut  # here, because Track 2's table needs no reader of slides
+    from resources.data.midogpp import read_midogpp
 
-    images, figures = read_coco(arguments.json)
+    images, figures = read_midogpp(arguments.json)
     cut(images, figures, arguments.images, arguments.out, arguments.negatives, arguments.mpp)
 
 
-def slide_runner(arguments):
+def slide_runner(arguments: argparse.Namespace) -> None:
     """Cut the whole slides of a SlideRunner database into tiles."""
     from resources.data.cut import cut
     from resources.data.slide_runner import read_slide_runner
@@ -106,50 +60,92 @@ def slide_runner(arguments):
     cut(images, figures, arguments.slides, arguments.out, arguments.negatives, arguments.mpp)
 
 
-def count(text):
+def count(text: str) -> int:
     """A whole number, 0 or more, from the command line."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, 0 or more, expected")
+    return int(text)
 
 
-def spacing(text):
+def spacing(text: str) -> float:
     """A positive number of um per pixel from the command line."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < 10:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text}: a number between 0 and 10 expected")
     return number
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m resources.data.prepare",
+        description="Turn a public data set into the tables that training reads; docs/DATA.md describes them.",
+        epilog="Each format has options of its own: give it --help.",
+    )
     formats = parser.add_subparsers(required=True, metavar="FORMAT")
-    challenge = formats.add_parser("midog25", help="the challenge's training set for Track 2")
-    challenge.add_argument("--csv", type=Path, required=True, metavar="MIDOG25.csv")
-    challenge.add_argument("--crops", type=Path, required=True, metavar="DIR", help="the folder of 1.png, 2.png, ...")
-    challenge.add_argument("--out", type=Path, required=True, metavar="DIR")
+    challenge = formats.add_parser("midog25", help="MIDOG 2025's training set for Track 2: a table and its crops")
+    challenge.add_argument(
+        "--csv", type=Path, required=True, metavar="MIDOG25.csv", help="the challenge's table, one row a mitotic figure"
+    )
+    challenge.add_argument(
+        "--crops",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the crops that the table's image_id names (1.png, 2.png and so on)",
+    )
+    challenge.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for labels.csv and crops/; made where missing"
+    )
     challenge.set_defaults(prepare=midog25)
-    regions = formats.add_parser("midogpp", help="MIDOG++, for Track 1")
-    regions.add_argument("--json", type=Path, required=True, metavar="MIDOGpp.json")
-    regions.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of 001.tiff, ...")
+    regions = formats.add_parser("midogpp", help="MIDOG++, for Track 1: annotations and regions")
+    regions.add_argument(
+        "--json",
+        type=Path,
+        required=True,
+        metavar="MIDOG++.json",
+        help="the annotations: databases/MIDOG++.json of DeepMicroscopy/MIDOGpp",
+    )
+    regions.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder of 001.tiff, 002.tiff and so on"
+    )
     regions.set_defaults(prepare=midogpp)
-    slides = formats.add_parser("slide-runner", help="MITOS_WSI_CCMCT, MITOS_WSI_CMC, for Track 1")
-    slides.add_argument("--database", type=Path, required=True, metavar="FILE.sqlite")
-    slides.add_argument("--slides", type=Path, required=True, metavar="DIR", help="the folder of the .svs files")
+    slides = formats.add_parser("slide-runner", help="MITOS_WSI_CCMCT or MITOS_WSI_CMC, for Track 1: whole slides")
+    slides.add_argument(
+        "--database", type=Path, required=True, metavar="FILE.sqlite", help="the cells, a database of SlideRunner"
+    )
+    slides.add_argument(
+        "--slides", type=Path, required=True, metavar="DIR", help="folder of the .svs files that the database names"
+    )
     slides.set_defaults(prepare=slide_runner)
     for tiles in (regions, slides):
-        tiles.add_argument("--out", type=Path, required=True, metavar="DIR")
+        tiles.add_argument(
+            "--out",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="folder for images.csv, figures.csv and images/; new, or of a killed run of the same command",
+        )
         tiles.add_argument(
             "--negatives",
             type=count,
             metavar="N",
-            help="tiles without figures an image; default: as many as with figures, and at least 4",
+            help="tiles without labels to keep of each image; without it as many as with labels, and at least 4",
         )
         tiles.add_argument(
-            "--mpp", type=spacing, default=0.25, metavar="F", help="um per pixel where the image does not tell"
+            "--mpp",
+            type=spacing,
+            default=0.25,
+            metavar="UM",
+            help="um per pixel of images whose file does not tell it (%(default)s)",
         )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     return exit_code(arguments.prepare, arguments)
 
 

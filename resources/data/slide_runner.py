@@ -8,6 +8,7 @@ pixels, or the corners of a box; `agreedClass` is the experts' common class and
 and are marked; files of early versions lack the mark.
 """
 
+import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,8 @@ import pandas as pd
 
 from midog.errors import UserError
 from resources.data.class_names import BACKGROUND, MITOTIC, UNCLEAR, meaning
+
+logger = logging.getLogger(__name__)
 
 POLYGON = 3  # of Annotations.type: outlines of tumor and regions, no cells
 HALF_BOX_PX = 25  # the data sets' own COCO files draw 50 px squares around the points
@@ -36,8 +39,8 @@ ORDER BY Annotations.uid
 """
 
 
-def read_slide_runner(path):
-    """Read the slides and the labelled cells of a database, and print how each class was taken.
+def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the slides and the labelled cells of a database, and log how each class was taken.
 
     Args:
         path: the SQLite file.
@@ -50,10 +53,10 @@ def read_slide_runner(path):
     Raises:
         UserError: not such a database, or no mitotic figure in it.
     """
-    if not Path(path).is_file():
+    if not path.is_file():
         raise UserError(f"{path}: not found; give a .sqlite file of SlideRunner")
     try:
-        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             columns = pd.read_sql("PRAGMA table_info(Annotations)", database).name.to_list()
             kept = "COALESCE(Annotations.deleted, 0) = 0" if "deleted" in columns else "TRUE"
             images = pd.read_sql(SLIDES, database)
@@ -63,7 +66,8 @@ def read_slide_runner(path):
     images["case"] = images.image.map(lambda name: Path(name).stem)
     figures["label"] = figures["class"].map(meaning, na_action="ignore").fillna(UNCLEAR)
     for (name, label), cells in figures.groupby(["class", "label"], dropna=False):
-        print(f"class {name if isinstance(name, str) else 'without agreement'!r}: {len(cells)} cells, taken as {label}")
+        told = name if isinstance(name, str) else "without agreement"
+        logger.info(f"class {told!r}: {len(cells)} cells, taken as {label}")
     if MITOTIC not in set(figures.label):
         raise UserError(f"{path}: no mitotic figure in it; give one of the data set's databases of cells")
     figures = figures[figures.label != BACKGROUND].reset_index(drop=True)

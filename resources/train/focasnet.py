@@ -1,30 +1,36 @@
 """Train M_det, the detector of FoCasNet, for Track 1.
 
-    python resources/train/focasnet.py --data DIR[:CASE,CASE] ... --crops DIR ... --mined FILE ... \
-        --validation DIR[:CASE] ... --system NAME --out DIR
+    python -m resources.train.focasnet --system NAME --data DIR[:CASE,CASE] ... --crops DIR ... --mined FILE.csv ...
+        --validation DIR[:CASE,CASE] ... --out DIR
 
-Wang et al., arXiv 2301.07627, section 3.1. The recipe is `training.detector` of
-resources/systems/NAME.yaml; `--options cbam=false` and the like switch its parts,
-as the paper's table 1 does.
-OUT/model/NAME/ is the export. M_class follows: resources/train/candidate.py.
+Wang et al., arXiv 2301.07627, section 3.1. The recipe is `training.detector` of resources/systems/NAME.yaml (focasnet
+is the paper's, focasnet_small a processor's); `--set detector.options.cbam=false` and the like switch its parts, as the
+paper's table 1 does. OUT/model/NAME/ is the export; python -m resources.train.candidates adds M_class.
 """
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
 
-from midog.errors import exit_code  # noqa: E402
-from resources.train.focasnet_loss import focasnet_loss  # noqa: E402
-from resources.train.loop_detector import run  # noqa: E402
-
-
-def loss(network, images, truths):
-    return focasnet_loss(network.branches(images), truths)[0]
+from midog.errors import exit_code
+from midog.models.focasnet import FoCasNet
+from resources.train.kit.detector import Loss, train_detector
+from resources.train.kit.focasnet_loss import focasnet_loss
 
 
-def main(argv=None):
-    return exit_code(run, argv, __doc__, "focasnet", {"focasnet": loss})
+def make_loss() -> Loss:
+    """Both branches' losses."""
+
+    def loss(network: torch.nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor]) -> torch.Tensor:
+        assert isinstance(network, FoCasNet)
+        return focasnet_loss(network.branches(images), truths)[0]
+
+    return loss
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(train_detector, argv, __doc__, "focasnet", {"focasnet": make_loss})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Mine look-alikes: what a Track 1 system takes for mitotic figures where there are none.
+"""Mine hard negatives: what a Track 1 system takes for mitotic figures where there are none.
 
-    python resources/train/mine.py --model DIR --system NAME --data DIR[:CASE,CASE] ... --out FILE.csv
+    python -m resources.train.mine --model DIR --system NAME --data DIR[:CASE,CASE] ... --out FILE.csv
 
 Marzahl and Napora, "A bag of tricks for real-time Mitotic Figure detection", "Hard Negative Mining": a trained detector
 runs at a low threshold, .25, over tissue without figures, and what it finds becomes non-mitotic figures to learn from.
@@ -16,26 +16,27 @@ FILE.csv has the columns set (the folder's name), image, x, y (px of the image a
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import msgspec
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from midog.detections import Detections
+from midog.engine.two_stages import SystemDetector
+from midog.engine.weights import choose_device
+from midog.errors import UserError, exit_code
+from midog.files import check_writable, write_file
+from midog.system import find_system, model_folder
+from resources.data.fields import CLASSES, MINED_COLUMNS, Field, read_fields, scale_points
 
-from midog.engine.two_stages import SystemDetector  # noqa: E402
-from midog.engine.weights import choose_device  # noqa: E402
-from midog.errors import UserError, exit_code  # noqa: E402
-from midog.files import check_writable, write_file  # noqa: E402
-from midog.system import find_system, model_folder  # noqa: E402
-from resources.data.fields import CLASSES, MINED_COLUMNS, read_fields, scale_points  # noqa: E402
+MinedRow = tuple[str, str, float, float, str, float]
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
     parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
     parser.add_argument(
@@ -47,18 +48,18 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def mined_from(field, found, box_um):
+def mined_from(field: Field, found: Detections, box_um: float) -> list[MinedRow]:
     """The detections of a field that are no labelled mitotic figure.
 
     Args:
-        field: `resources.data.fields.Field`.
-        found: `midog.detections.Detections` in px of the field.
+        field: labelled.
+        found: in px of the field.
         box_um: side of a figure's box.
 
     Returns:
-        list of rows, the values of `MINED_COLUMNS`.
+        the values of `MINED_COLUMNS`, a row a detection.
     """
-    rows = []
+    rows: list[MinedRow] = []
     for centre, score in zip(found.centres, found.scores, strict=True):
         if (np.hypot(*((field.figures - centre) * field.um_per_px).T) > box_um).all():
             x, y = (round(float(each), 2) for each in scale_points(centre, 1 / field.factor))
@@ -66,8 +67,9 @@ def mined_from(field, found, box_um):
     return rows
 
 
-def mine(arguments):
+def mine(arguments: argparse.Namespace) -> None:
     system = find_system(model_folder(arguments.model), arguments.system, track=1)
+    assert system.detector is not None
     lowest = system.detector.score_threshold
     if arguments.threshold < lowest:
         raise UserError(
@@ -77,7 +79,8 @@ def mine(arguments):
     check_writable(arguments.out.parent)
     detector = SystemDetector(msgspec.structs.replace(system, classifier=None), choose_device(arguments.device))
     fields = read_fields(arguments.data)
-    rows, detections = [], 0
+    rows: list[MinedRow] = []
+    detections = 0
     for field in tqdm(fields, "fields", disable=None):
         found = detector(field)
         found = found[found.scores >= arguments.threshold]
@@ -86,12 +89,12 @@ def mine(arguments):
     write_file(arguments.out, pd.DataFrame(rows, columns=MINED_COLUMNS).to_csv(index=False))
     area = sum(field.area_mm2 for field in fields)
     print(
-        f"{arguments.out}: {len(fields)} images, {area:.2f} mm2, {detections} detections, {len(rows)} look-alikes "
+        f"{arguments.out}: {len(fields)} images, {area:.2f} mm2, {detections} detections, {len(rows)} hard negatives "
         f"({len(rows) / area:.1f} a mm2)"
     )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(mine, parse_arguments(argv))
 
 

@@ -1,0 +1,156 @@
+"""Tables of labelled data and the choice of their cases; everything that reads fields or crops starts here.
+
+A folder of fields (Track 1) has `images.csv` or `regions.csv`, one row an image (image, case, um_per_px), and
+`figures.csv`, one row a labelled cell (image, x, y, label): "mitotic figure" or "non-mitotic figure". Coordinates are
+pixels of the image. A folder with only `labels.csv` (image, um_per_px) is tissue without figures.
+
+A folder of crops (Track 2) has `labels.csv`, one row a crop: `file` (relative to the folder) and `label` (0 normal, 1
+atypical, others are left out); `case` and `domain` where they are known. `python -m resources.data.prepare` makes both.
+"""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midog.errors import UserError, brief
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLASSES = ("mitotic figure", "non-mitotic figure")
+FIELD_TABLES = ("images.csv", "regions.csv", "labels.csv")
+FIGURE_COLUMNS = ("image", "x", "y", "label")
+
+
+def split_selection(selection: str | Path) -> tuple[Path, str]:
+    """DIR[:CASES] -> the folder, and what of it is chosen ("" is everything)."""
+    folder, _, cases = str(selection).partition(":")
+    return Path(folder), cases
+
+
+def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """The tables of a folder of fields.
+
+    Returns:
+        images, with at least the columns image, case and um_per_px; figures, with `FIGURE_COLUMNS`.
+
+    Raises:
+        UserError: no table, a column is missing, a bad number, an unknown label.
+    """
+    import pandas as pd
+
+    path = next((folder / name for name in FIELD_TABLES if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: no images.csv; make it with python -m resources.data.prepare")
+    try:
+        images = pd.read_csv(path, dtype={"case": str, "slide": str})
+        figures_path = folder / "figures.csv"
+        figures = pd.read_csv(figures_path) if figures_path.exists() else pd.DataFrame(columns=[*FIGURE_COLUMNS])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make it with python -m resources.data.prepare") from None
+    check_columns(path, images, ("image", "um_per_px"), ("um_per_px",))
+    check_columns(figures_path, figures, FIGURE_COLUMNS, ("x", "y"))
+    if not (images.um_per_px > 0).all():
+        raise UserError(f"{path}: an um_per_px is not above 0; see resources/data/fields.py")
+    if "case" not in images:
+        images["case"] = images["slide"] if "slide" in images else images["image"]
+    images["case"] = images["case"].fillna(images["image"])
+    unknown = sorted(set(figures.label) - set(CLASSES), key=str)
+    if unknown:
+        raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {' or '.join(CLASSES)} expected")
+    return images, figures
+
+
+def read_crop_table(folder: Path) -> "pd.DataFrame":
+    """The table of a folder of crops: those labelled 0 or 1, with the columns file, label, case, domain, vote_atypical.
+
+    Raises:
+        UserError: no table, or a column is missing.
+    """
+    import pandas as pd
+
+    path = folder / "labels.csv"
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({brief(error)}); make it with python -m resources.data.prepare"
+        ) from None
+    missing = {"file", "label"} - set(table.columns)
+    if missing:
+        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing; see resources/data/crops.py")
+    table = table[table.label.isin([0, 1])].reset_index(drop=True)
+    for column, default in (("case", table.file), ("domain", folder.resolve().name), ("vote_atypical", np.nan)):
+        if column not in table:
+            table[column] = default
+    return table
+
+
+def check_columns(path: Path, table: "pd.DataFrame", needed: Sequence[str], numbers: Iterable[str]) -> None:
+    """Make sure that the columns `needed` are there, and that those of `numbers` hold finite numbers.
+
+    Raises:
+        UserError: else.
+    """
+    import pandas as pd
+
+    missing = sorted(set(needed) - set(table.columns))
+    if missing:
+        raise UserError(f"{path}: column {', '.join(missing)} is missing; see resources/data/fields.py")
+    for column in numbers:
+        bad = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
+        if bad.any():
+            value = table[column].iloc[bad.argmax()]
+            raise UserError(f"{path}: line {bad.argmax() + 2}: {column} is {value}, a number expected")
+
+
+def select_images(images: "pd.DataFrame", cases: str, selection: str | Path) -> "pd.DataFrame":
+    """The rows that a selection means.
+
+    Args:
+        images: with a column case.
+        cases: "" (all), CASE,CASE (only these) or -CASE,CASE (all but these). A CASE may hold * for any text;
+            COLUMN=VALUE chooses by another column of the table (split=test).
+        selection: what the user gave, for messages.
+
+    Raises:
+        UserError: a case or a column is missing.
+    """
+    if not cases:
+        return images
+    patterns = cases.removeprefix("-").split(",")
+    fits = {pattern: _fitting(images, pattern, selection) for pattern in patterns}
+    absent = [pattern for pattern in patterns if not fits[pattern].any()]
+    if absent:
+        known = ", ".join(sorted(set(images.case.astype(str)))[:20])
+        raise UserError(f"{selection}: case {', '.join(absent)} is not there; known: {known}")
+    chosen = np.any(list(fits.values()), axis=0)
+    return images[~chosen if cases.startswith("-") else chosen]
+
+
+def _fitting(images: "pd.DataFrame", pattern: str, selection: str | Path) -> NDArray[np.bool_]:
+    """Which rows a CASE or COLUMN=VALUE of a selection means: bool (N,)."""
+    column, equals, value = pattern.partition("=")
+    if not equals:
+        column, value = "case", pattern
+    if column not in images:
+        raise UserError(f"{selection}: no column {column}; known: {', '.join(images.columns)}")
+    return np.array([fnmatchcase(str(each), value) for each in images[column]], bool)
+
+
+def chosen_images(selection: str | Path) -> "tuple[Path, pd.DataFrame, pd.DataFrame]":
+    """Folder, chosen images and all figures of DIR[:CASES]; as `read_tables` and `select_images`.
+
+    Raises:
+        UserError: also if no image is left.
+    """
+    folder, cases = split_selection(selection)
+    images, figures = read_tables(folder)
+    images = select_images(images, cases, selection)
+    if images.empty:
+        raise UserError(f"{selection}: no image is left; choose other cases")
+    return folder, images, figures

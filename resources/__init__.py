@@ -1,0 +1,1 @@
+"""Offline work: recipes, labelled data, training, speed. Nothing here is in the container."""

@@ -1,0 +1,1 @@
+"""Speed: python -m resources.benchmark.NAME."""

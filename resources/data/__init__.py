@@ -1,0 +1,1 @@
+"""Labelled data: tables, readers, and the procedural sample."""

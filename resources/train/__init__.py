@@ -1,0 +1,1 @@
+"""The trainings: python -m resources.train.NAME, or midog train NAME."""

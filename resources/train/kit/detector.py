@@ -1,0 +1,224 @@
+"""Training a detector of any design: its recipe, its tiles, its validation, its export.
+
+Marzahl and Napora, "A bag of tricks for real-time Mitotic Figure detection", arXiv 2508.19804, "Methods": warm-up and
+cosine, averages at several rates, and all of these "saved at the point of lowest validation loss" as members.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from msgspec import Meta
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from midog.engine.boxes import merge_near
+from midog.engine.detector import NetworkDetector, find_candidates
+from midog.engine.weights import choose_device
+from midog.errors import UserError
+from midog.evaluation.metrics import MATCH_UM, detection_curve
+from midog.models import DETECTORS, build
+from midog.system import Detector, NotNegative, TileSide
+from resources.data.fields import Field
+from resources.train.kit.arguments import (
+    TrainingData,
+    add_data_arguments,
+    parser_of,
+    read_training_data,
+    record_of,
+    sources_of,
+)
+from resources.train.kit.augment import jitter_contrast, jitter_stain
+from resources.train.kit.export import export_detector
+from resources.train.kit.loop import Loop, memory_format_of, training_precision
+from resources.train.kit.recipes import Count, LoopRecipe, read_plan
+from resources.train.kit.run import Processes, StateDict, join_processes, prepare_out, seed_everything
+from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Source
+from resources.train.kit.tiles import TileAugmentation, TileDataset, collate
+
+VALIDATION_THRESHOLD = 0.05  # of the score of what average precision counts
+
+Loss = Callable[[nn.Module, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
+Batch = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+class DetectorRecipe(LoopRecipe, frozen=True, kw_only=True):
+    """How a detector is trained.
+
+    Attributes:
+        tile: px of a training tile, width and height.
+        steps_an_epoch: tiles are drawn, so an epoch is as long as one says.
+        loss: a name that the script knows.
+        sampling: what tiles are drawn around: "balanced" over datasets, slides and classes, or the fraction of each
+            `Source`; see `resources.train.kit.sampler`.
+        criterion: what an epoch is the best by: the lowest "validation_loss", on tiles, or the highest
+            "average_precision", on whole fields.
+        validation_tiles: how many the validation loss is measured on.
+        augmentation: see `TileAugmentation`.
+    """
+
+    tile: tuple[TileSide, TileSide]
+    steps_an_epoch: Count
+    loss: str
+    sampling: Literal["balanced"] | Annotated[dict[Source, NotNegative], Meta(min_length=1)]
+    criterion: Literal["validation_loss", "average_precision"]
+    validation_tiles: Count = 256
+    augmentation: TileAugmentation
+
+
+class DetectorTask:
+    """Tiles, a loss on them, and a validation on tiles or on whole fields: a `resources.train.kit.loop.Task`.
+
+    Args:
+        network: what trains.
+        loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px) -> scalar.
+        recipe: `DetectorRecipe`.
+        part: of the system: how whole fields are searched.
+        data: what is learnt from and validated on.
+        device: torch.device.
+        processes: of torchrun.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        recipe: DetectorRecipe,
+        part: Detector,
+        data: TrainingData,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.network, self.recipe, self.part, self.device, self.processes = network, recipe, part, device, processes
+        self.compute_loss, self.fields = loss, data.validation
+        self.layout = memory_format_of(network)
+        self.steps_an_epoch = recipe.steps_an_epoch
+        self.criterion: str = recipe.criterion
+        self.highest = recipe.criterion == "average_precision"
+        self.forward_batch = recipe.batch // recipe.accumulate
+        mosaics = recipe.augmentation.mosaic_epochs * recipe.steps_an_epoch * recipe.batch
+        sampler: BalancedSampler | FixedFractionSampler
+        if recipe.sampling == "balanced":
+            sampler = BalancedSampler(data.fields, data.crop_sets, data.crop_cases)
+        else:
+            sampler = FixedFractionSampler(data.fields, len(data.crops), recipe.sampling)
+        self.tiles = TileDataset(
+            data.fields, data.crops, recipe.tile, sampler, recipe.augmentation, recipe.seed, mosaics
+        )
+        held_out = data.validation
+        self.held_out = TileDataset(
+            held_out, data.crops[:0], recipe.tile, BalancedSampler(held_out), TileAugmentation(), recipe.seed
+        )
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Images float (N, 3, H, W) in [0, 1] with each one's boxes, float (K, 4) px, from a step on, without end."""
+        recipe, (rank, world) = self.recipe, (self.processes.rank, self.processes.world)
+        stop = recipe.epochs * recipe.steps_an_epoch * recipe.batch
+        loader = DataLoader(
+            self.tiles,
+            self.forward_batch // world,
+            sampler=range(step * recipe.batch + rank, stop, world),
+            num_workers=min(8, os.cpu_count() or 1),
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        for number, batch in enumerate(loader):
+            if number % recipe.accumulate == 0:
+                seed_everything(recipe.seed, step + number // recipe.accumulate, *([rank] if rank else []))
+            images, truths = self._prepare(batch)
+            strength = recipe.augmentation
+            images = jitter_stain(images, strength.stain) if strength.stain else images
+            images = jitter_contrast(images, strength.contrast) if strength.contrast else images
+            yield images.contiguous(memory_format=self.layout), truths
+
+    def _prepare(self, batch: Batch) -> Batch:
+        images, truths = batch
+        images = images.to(self.device, non_blocking=True).float() / 255
+        return images.contiguous(memory_format=self.layout), [each.to(self.device) for each in truths]
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """The images."""
+        return batch[0]
+
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """The detector's own."""
+        with training_precision(self.device, self.recipe):
+            return self.compute_loss(network, *batch)
+
+    def validate(self, member: nn.Module) -> dict[str, float]:
+        """The loss on tiles, or `detection_curve` on whole fields."""
+        if self.criterion == "validation_loss":
+            return {"validation_loss": self._loss_on_tiles(member)}
+        found = [self._search(member, field) for field in tqdm(self.fields, "validation", leave=False, disable=None)]
+        return detection_curve(
+            [field.figures for field in self.fields],
+            [MATCH_UM / field.um_per_px[0] for field in self.fields],
+            [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes, _ in found],
+            [scores for _, scores in found],
+        )
+
+    def _loss_on_tiles(self, member: nn.Module) -> float:
+        total, tiles = 0.0, self.recipe.validation_tiles
+        for start in range(0, tiles, self.forward_batch):  # drawn anew: 1,000 large tiles would not stay in memory
+            numbers = range(start, min(start + self.forward_batch, tiles))
+            batch = self._prepare(collate([self.held_out[number] for number in numbers]))
+            total += self.loss(member, batch).item() * len(numbers)
+        return total / tiles
+
+    def _search(self, member: nn.Module, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        detector = NetworkDetector(member, VALIDATION_THRESHOLD, self.part.nms_iou)
+        boxes, scores = find_candidates(field, detector, self.part.tile, self.part.overlap, self.device)
+        kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
+        return boxes[kept], scores[kept]
+
+    def weights(self, member: nn.Module) -> StateDict:
+        """All of them."""
+        return member.state_dict()
+
+
+def train_detector(
+    argv: Sequence[str] | None,
+    description: str,
+    script: str,
+    losses: Mapping[str, Callable[[], Loss]],
+    prepare: Callable[[nn.Module], None] = lambda network: None,
+) -> None:
+    """Parse the arguments, train, and export: what the scripts of all detectors do.
+
+    Args:
+        argv: of the command line, or None.
+        description: of the script.
+        script: its name, and in `midog.models.DETECTORS` that of the network.
+        losses: by the name that a recipe gives, what makes them.
+        prepare: what is done to the network's first weights.
+    """
+    parser = parser_of(description)
+    add_data_arguments(parser)
+    arguments = parser.parse_args(argv)
+    plan = read_plan(arguments.system, script, DetectorRecipe, arguments.changes, arguments.seed)
+    part, recipe = plan.detector, plan.training
+    if recipe.loss not in losses:
+        raise UserError(f"{arguments.system}: loss {recipe.loss!r} is unknown; known: {', '.join(losses)}")
+    seed_everything(recipe.seed, "start")
+    try:
+        network = build(DETECTORS, script, part.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{arguments.system}: {script} refuses its options ({error}); mend them") from None
+    prepare(network)
+    processes, device = join_processes(choose_device(arguments.device))
+    if recipe.batch % (recipe.accumulate * processes.world):
+        raise UserError(f"{arguments.system}: batch {recipe.batch} does not divide over {processes.world} processes")
+    data = read_training_data(arguments)
+    if processes.is_first:
+        prepare_out(arguments.out, arguments.resume, record_of(arguments) | {"plan": plan.as_yaml()})
+    processes.wait()
+    task = DetectorTask(network, losses[recipe.loss](), recipe, part, data, device, processes)
+    states = Loop(task, recipe, arguments.out, device, processes, script).run()
+    if processes.is_first:
+        folder = arguments.out / "model" / plan.system.system
+        export_detector(folder, plan, states, sources_of(arguments), data.validation, device)
+    processes.end()

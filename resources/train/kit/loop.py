@@ -1,0 +1,308 @@
+"""The one training loop: optimiser, schedule, averages, precision, checkpoint, best-of, stop, log, resume.
+
+What is trained is a `Task`: its network, its batches, its loss, its validation.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from midog.engine.weights import half_type
+from midog.errors import UserError
+from resources.train.kit.recipes import LoopRecipe
+from resources.train.kit.run import (
+    Processes,
+    StateDict,
+    load_checkpoint,
+    save_checkpoint,
+    write_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+NORM_BATCHES = 16  # forwards that batch norm's statistics are measured on
+LOG_SECONDS = 60.0
+
+Batch = TypeVar("Batch")
+
+
+class Task(Protocol[Batch]):
+    """What one training learns.
+
+    Attributes:
+        network: what trains, on no particular device yet.
+        steps_an_epoch: optimiser steps between two validations.
+        criterion: the figure of `validate` by which an epoch is the best.
+        highest: whether the highest is the best; else the lowest.
+    """
+
+    network: nn.Module
+    steps_an_epoch: int
+    criterion: str
+    highest: bool
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """What the forwards from an optimiser step on learn from; the same whenever and wherever a run is resumed."""
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """What the network is called with for a batch."""
+
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """A scalar, float32; the network, which is `network` or an average of it, runs in `training_precision`."""
+
+    def validate(self, member: nn.Module) -> dict[str, float]:
+        """Figures of the network or an average."""
+
+    def weights(self, member: nn.Module) -> StateDict:
+        """Those of a member that are kept."""
+
+
+def memory_format_of(network: nn.Module) -> torch.memory_format:
+    """Channels last, but for group norm, whose backward pass is slow there."""
+    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
+    return torch.contiguous_format if grouped else torch.channels_last
+
+
+def training_precision(device: torch.device, recipe: LoopRecipe) -> torch.autocast:
+    """Half precision for the forwards of a training, if its recipe says so; the one policy of all trainings."""
+    return torch.autocast(device.type, half_type(device), enabled=recipe.half_precision)
+
+
+def learning_rate_at(recipe: LoopRecipe, step: int, steps_an_epoch: int) -> float:
+    """The learning rate of a step: a line up, then a cosine down."""
+    steps, warmup = recipe.epochs * steps_an_epoch, round(recipe.warmup_epochs * steps_an_epoch)
+    if step < warmup:
+        return recipe.warmup_lr + (step + 1) / warmup * (recipe.learning_rate - recipe.warmup_lr)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return recipe.final_lr + cosine * (recipe.learning_rate - recipe.final_lr)
+
+
+class Loop:
+    """Train from the checkpoint, if there is one, to the end: `Loop(...).run()`.
+
+    Args:
+        task: `Task`.
+        recipe: `LoopRecipe`.
+        folder: for checkpoint.pt and epochs.csv.
+        device: torch.device.
+        processes: of torchrun.
+        title: of the progress bar.
+    """
+
+    def __init__(
+        self,
+        task: Task[Any],
+        recipe: LoopRecipe,
+        folder: Path,
+        device: torch.device,
+        processes: Processes | None = None,
+        title: str = "training",
+    ) -> None:
+        self.task, self.recipe, self.folder, self.device, self.title = task, recipe, folder, device, title
+        self.processes = processes or Processes()
+        layout = memory_format_of(task.network)
+        self.network = task.network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        trainee: nn.Module = _WithLoss(task)
+        self.trainee = trainee
+        if self.processes.world > 1:
+            self.trainee = nn.parallel.DistributedDataParallel(trainee)
+        self.averages = {
+            number: ModelEmaV3(
+                self.network, 1 - momentum, use_warmup=True, warmup_gamma=recipe.ema_warmup, warmup_power=1.0
+            )
+            for number, momentum in enumerate(recipe.ema_momentum)
+            if momentum < 1
+        }
+        self.optimizer = _optimizer(self.network, recipe)
+        self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_at(recipe, step, task.steps_an_epoch))
+        scaled = recipe.half_precision and half_type(device) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        members = len(recipe.ema_momentum)
+        self.rows: list[dict[str, Any]] = []
+        self.best_figures: list[float | None] = [None] * members
+        self.best_epoch = 0
+        self.kept: list[StateDict] = []
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The network or an average of it for each `ema_momentum`."""
+        numbers = range(len(self.recipe.ema_momentum))
+        return [self.averages[number].module if number in self.averages else self.network for number in numbers]
+
+    def run(self) -> list[StateDict]:
+        """Train; the weights to keep, one state dict a member.
+
+        A loss that is not finite ends the training with a warning: what is kept is what the last epoch left.
+
+        Raises:
+            UserError: the first epoch's loss is not finite already.
+        """
+        self._resume()
+        steps = self.task.steps_an_epoch
+        done, total = len(self.rows) * steps, self.recipe.epochs * steps
+        self.bar = tqdm(
+            desc=self.title,
+            initial=done,
+            total=total,
+            unit="step",
+            disable=None if self.processes.is_first else True,
+        )
+        self.begun, self.told = (time.monotonic(), done), time.monotonic()
+        batches = self.task.batches(done)
+        for epoch in range(len(self.rows), self.recipe.epochs):
+            if self.processes.first(0 < self.recipe.patience <= epoch - self.best_epoch):
+                break
+            loss = self._train_epoch(epoch, batches)
+            if loss is None:
+                break
+            if self.processes.is_first:
+                self._end_epoch(epoch, loss)
+        self.bar.close()
+        return self.kept
+
+    def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> float | None:
+        """The mean loss, or None after a loss that is not finite."""
+        self.network.train()
+        total = 0.0
+        for step in range(epoch * self.task.steps_an_epoch, (epoch + 1) * self.task.steps_an_epoch):
+            loss = self.processes.mean(self._step(step, batches))
+            if not math.isfinite(loss):
+                self._diverged(epoch, step, loss)
+                return None
+            total += loss
+            self.bar.update()
+            if time.monotonic() - self.told > LOG_SECONDS:
+                self._tell(step + 1, loss)
+        return total / self.task.steps_an_epoch
+
+    def _step(self, step: int, batches: Iterator[Any]) -> float:
+        """One optimiser step, unless its loss is not finite; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for _ in range(self.recipe.accumulate):
+            loss = self.trainee(next(batches)) / self.recipe.accumulate
+            total += loss.item()
+            if not math.isfinite(total):
+                return total
+            self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        for average in self.averages.values():
+            average.update(self.network, step + 2)  # timm counts from 1, and begins to average at 2
+        return total
+
+    def _end_epoch(self, epoch: int, loss: float) -> None:
+        """Validate every member, keep what is to be kept, write the checkpoint and the log."""
+        row: dict[str, Any] = {"epoch": epoch + 1, "training_loss": loss}
+        several = len(self.members) > 1
+        for number, member in enumerate(self.members):
+            if number in self.averages:
+                self._measure_norms(member)
+            with torch.no_grad():
+                figures = self.task.validate(member.eval())
+            row |= {f"{name}_{number}" if several else name: value for name, value in figures.items()}
+            self._keep(number, member, figures[self.task.criterion], epoch + 1)
+        self.rows.append(row)
+        self._save()
+        write_rows(self.folder / "epochs.csv", self.rows)
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in list(row.items())[1:4]})
+        said = ", ".join(f"{name} {value:.4g}" for name, value in list(row.items())[1:])
+        steps = (epoch + 1) * self.task.steps_an_epoch
+        logger.info("%s: epoch %d of %d, %s; %s", self.title, epoch + 1, self.recipe.epochs, said, self._left(steps))
+
+    def _keep(self, number: int, member: nn.Module, figure: float, epoch: int) -> None:
+        best = self.best_figures[number]
+        finite = math.isfinite(figure)
+        better = finite and (best is None or (figure > best if self.task.highest else figure < best))
+        if better:
+            self.best_figures[number], self.best_epoch = figure, epoch
+        if better or (finite and self.recipe.keep == "last") or len(self.kept) == number:
+            weights = {name: value.detach().cpu().clone() for name, value in self.task.weights(member).items()}
+            self.kept[number : number + 1] = [weights]
+
+    def _measure_norms(self, average: nn.Module) -> None:
+        """Batch norm's running statistics belong to the weights of each step, not to their average: measure them."""
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in average.modules()):
+            return
+        batches = self.task.batches(0)
+        with training_precision(self.device, self.recipe):
+            update_bn((self.task.inputs(next(batches)) for _ in range(NORM_BATCHES)), average)
+
+    def _diverged(self, epoch: int, step: int, loss: float) -> None:
+        if epoch == 0:
+            raise UserError(
+                f"{self.folder}: the loss is {loss} at step {step + 1}, before the first validation; "
+                "give a lower learning_rate with --set, and another --out"
+            )
+        if self.processes.is_first:
+            logger.warning(
+                "%s: the loss is %s at step %d; stopped, with the weights of the epochs up to %d; "
+                "give a lower learning_rate with --set, and another --out",
+                *(self.folder, loss, step + 1, epoch),
+            )
+
+    def _tell(self, done: int, loss: float) -> None:
+        """A line now and then: on the terminal where there is no bar, in the log file always."""
+        self.told = time.monotonic()
+        if self.processes.is_first:
+            total = self.recipe.epochs * self.task.steps_an_epoch
+            level = logging.INFO if self.bar.disable else logging.DEBUG
+            logger.log(level, "%s: step %d of %d, loss %.4g; %s", self.title, done, total, loss, self._left(done))
+
+    def _left(self, done: int) -> str:
+        """The time left, at the pace so far."""
+        then, before = self.begun
+        left = self.recipe.epochs * self.task.steps_an_epoch - done
+        seconds = (time.monotonic() - then) / max(1, done - before) * left
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.folder / "checkpoint.pt")
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        for average, weights in zip(self.averages.values(), state["averages"], strict=True):
+            average.module.load_state_dict(weights)
+        for name in ("optimizer", "schedule", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.rows, self.kept = state["rows"], state["kept"]
+        self.best_figures, self.best_epoch = state["best_figures"], state["best_epoch"]
+
+    def _save(self) -> None:
+        state = {"network": self.network.state_dict()}
+        state |= {"averages": [average.module.state_dict() for average in self.averages.values()]}
+        state |= {name: getattr(self, name).state_dict() for name in ("optimizer", "schedule", "scaler")}
+        state |= {name: getattr(self, name) for name in ("rows", "kept", "best_figures", "best_epoch")}
+        save_checkpoint(self.folder / "checkpoint.pt", state)
+
+
+class _WithLoss(nn.Module):
+    """The network with its loss as one module, which is what DistributedDataParallel needs."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        super().__init__()
+        self.network, self.task = task.network, task
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.task.loss(self.network, batch)
+
+
+def _optimizer(network: nn.Module, recipe: LoopRecipe) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": 1.0, "betas": recipe.betas, "weight_decay": recipe.weight_decay}  # lr: scheduled
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), **settings)
+    return torch.optim.AdamW(param_groups_weight_decay(network, recipe.weight_decay), **settings)

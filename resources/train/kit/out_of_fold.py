@@ -1,0 +1,68 @@
+"""Cross-validation of Track 2: each fold trained, and its crops judged by the network that has not seen them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from midog.engine.weights import load_network
+from midog.errors import UserError
+from midog.models import CLASSIFIERS
+from resources.data.crops import Crops
+from resources.train.kit.export import save_weights
+from resources.train.kit.loop import Loop
+from resources.train.kit.recipes import Plan
+from resources.train.kit.run import Processes
+from resources.train.kit.subtypes import AtypicalRecipe, AtypicalTask, network_options, predict, subclass_names
+
+
+def folds_of(text: str, count: int) -> list[int]:
+    """The folds that --folds names."""
+    try:
+        folds = sorted({int(number) for number in text.split(",")})
+        if not set(folds) <= set(range(count)):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--folds {text}: numbers from 0 to {count - 1} expected, as 0,1") from None
+    return folds
+
+
+def train_fold(
+    plan: Plan[AtypicalRecipe],
+    crops: Crops,
+    numbers: NDArray[np.int64],
+    fold: int,
+    pretrained: str | None,
+    folder: Path,
+    device: torch.device,
+    processes: Processes,
+) -> None:
+    """Train one fold unless its weights are there."""
+    if not (folder / "weights.safetensors").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        task = AtypicalTask(plan.classifier, plan.training, crops, numbers, fold, pretrained, device, processes)
+        states = Loop(task, plan.training, folder, device, processes, f"fold {fold}").run()
+        if processes.is_first:
+            save_weights(states[0], folder / "weights.safetensors")
+            (folder / "checkpoint.pt").unlink()
+    processes.wait()
+
+
+def predict_held_out(
+    plan: Plan[AtypicalRecipe], crops: Crops, numbers: NDArray[np.int64], fold: int, folder: Path, device: torch.device
+) -> None:
+    """Write held_out.csv: what the fold's exported weights say of its crops, with one view and with all."""
+    if (folder / "held_out.csv").exists():
+        return
+    part = plan.classifier
+    options = network_options(part, len(subclass_names(crops, plan.training)))
+    network = load_network(CLASSIFIERS, part.network, options, folder / "weights.safetensors").to(device)
+    rows = np.flatnonzero(numbers == fold)
+    columns: dict[str, Any] = {"file": crops.files[rows], "case": crops.cases[rows], "domain": crops.domains[rows]}
+    columns |= {"fold": fold, "label": crops.labels[rows].numpy()}
+    columns["one_view"] = predict(network, part, 1, crops, rows, device)
+    columns["raw"] = predict(network, part, part.views, crops, rows, device)
+    pd.DataFrame(columns).to_csv(folder / "held_out.csv", index=False)

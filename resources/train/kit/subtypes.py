@@ -1,0 +1,208 @@
+"""Training Track 2's classifier: its recipe, its folds, its losses; one fold is one `resources.train.kit.loop.Task`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from msgspec import Meta
+from numpy.typing import NDArray
+from torch import nn
+
+from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
+from midog.errors import UserError
+from midog.models import CLASSIFIERS, build, classifier_options, normalisation
+from midog.models.classifiers import ConvNeXtV2
+from midog.system import CROP_UM, Classifier, NotNegative
+from resources.data.crops import Crops
+from resources.train.kit.augment import Augmentation, augment
+from resources.train.kit.loop import training_precision
+from resources.train.kit.losses import mask_loss, soft_binary_loss, subclass_loss
+from resources.train.kit.pretrained import load_pretrained
+from resources.train.kit.recipes import LoopRecipe
+from resources.train.kit.run import Processes, StateDict, seed_everything
+
+
+class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
+    """How Track 2's classifier is trained.
+
+    Attributes:
+        folds: of the cross-validation; an epoch is every other fold's crops once.
+        labels: "hard" (majority) or "votes" (fraction of the experts).
+        pretrained: name in timm whose weights are the start, or "".
+        subclass_weight, mask_weight: of the auxiliary losses; 0 switches them off.
+        compile: fuse the network with torch.compile, for a training on a CPU (needs a C++ compiler).
+        augmentation: see `Augmentation`.
+    """
+
+    folds: Annotated[int, Meta(ge=2)]
+    labels: Literal["hard", "votes"]
+    pretrained: str
+    subclass_weight: NotNegative
+    mask_weight: NotNegative
+    compile: bool
+    augmentation: Augmentation
+
+
+class Trainee(nn.Module):
+    """The network with its auxiliary outputs: logits (N, 1 + subclasses), and a chromosome mask at half its fine map.
+
+    Args:
+        part: of the system; `options.num_classes` is set to 1 + subclasses.
+        subclasses: how many.
+        with_mask: predict the chromosomes from the second stage, at twice its resolution.
+    """
+
+    def __init__(self, part: Classifier, subclasses: int, with_mask: bool) -> None:
+        super().__init__()
+        self.network = build(CLASSIFIERS, part.network, network_options(part, subclasses))
+        self.mask: nn.Conv2d | None = None
+        if with_mask:
+            if not isinstance(self.network, ConvNeXtV2):
+                raise UserError(f"network {part.network}: no maps to learn masks from; set mask_weight to 0")
+            self.mask = nn.Conv2d(self.network.widths[1], 4, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.mask is None or not isinstance(self.network, ConvNeXtV2):
+            return self.network(x), None
+        maps = self.network.stage_maps(x)
+        return self.network.head(maps[-1]), nn.functional.pixel_shuffle(self.mask(maps[1]), 2)
+
+
+def network_options(part: Classifier, subclasses: int) -> dict[str, object]:
+    """The options of the network with an output for each subclass."""
+    return classifier_options(part.network, part.options | {"num_classes": 1 + subclasses}, part.input_px)
+
+
+def subclass_names(crops: Crops, recipe: AtypicalRecipe) -> list[str]:
+    """The subclasses that the network has an output for."""
+    return crops.subclass_names if recipe.subclass_weight else []
+
+
+def split_folds(crops: Crops, recipe: AtypicalRecipe) -> NDArray[np.int64]:
+    """Fold number of every crop, stratified by label and grouped by case: int (N,)."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    cases = len(np.unique(crops.cases))
+    if cases < recipe.folds:
+        raise UserError(
+            f"{', '.join(crops.sets)}: {cases} cases for {recipe.folds} folds; give more data or a larger --limit"
+        )
+    splitter = StratifiedGroupKFold(recipe.folds, shuffle=True, random_state=recipe.seed)
+    numbers = np.full(len(crops), -1)
+    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), crops.cases)):
+        numbers[held_out] = number
+    return numbers
+
+
+class Batch(NamedTuple):
+    """Normalised crops (N, 3, S, S), their masks (N, 1, S, S), and their numbers in `Crops` (N,)."""
+
+    inputs: torch.Tensor
+    masks: torch.Tensor
+    chosen: torch.Tensor
+
+
+class AtypicalTask:
+    """All folds but one to learn from, that one to validate on.
+
+    Args:
+        part: of the system.
+        recipe: `AtypicalRecipe`.
+        crops: all of them.
+        numbers: fold of each, int (N,).
+        fold: to hold out; part of every seed.
+        pretrained: --pretrained.
+        device: torch.device.
+        processes: of torchrun.
+    """
+
+    criterion, highest = "validation_loss", False
+
+    def __init__(
+        self,
+        part: Classifier,
+        recipe: AtypicalRecipe,
+        crops: Crops,
+        numbers: NDArray[np.int64],
+        fold: int,
+        pretrained: str | None,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.part, self.recipe, self.crops, self.fold = part, recipe, crops, fold
+        self.device, self.processes = device, processes
+        self.training, self.held_out = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
+        self.steps_an_epoch = max(1, len(self.training) // recipe.batch)
+        seed_everything(recipe.seed, "start", fold)
+        trainee = Trainee(part, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
+        load_pretrained(trainee.network, part, pretrained, recipe.pretrained)
+        self.normalisation = normalisation(trainee.network)
+        self.network: nn.Module = trainee
+        self.fused: nn.Module = trainee
+        if recipe.compile:
+            torch.compiler.reset()
+            self.fused = torch.compile(trainee)  # type: ignore[assignment]
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Changed crops, each once an epoch, from an epoch's first step on."""
+        recipe, processes = self.recipe, self.processes
+        count = recipe.batch // recipe.accumulate
+        for epoch in range(step // self.steps_an_epoch, recipe.epochs):
+            random = np.random.default_rng((recipe.seed, self.fold, epoch))
+            order = torch.from_numpy(random.permutation(self.training))
+            seed_everything(recipe.seed, self.fold, epoch, processes.rank)
+            for number in range(self.steps_an_epoch * recipe.accumulate):
+                chosen = order[number * count : (number + 1) * count]
+                yield self._prepare(chosen[processes.rank :: processes.world])
+
+    def _prepare(self, chosen: torch.Tensor) -> Batch:
+        images = self.crops.images[chosen].to(self.device).float() / 255
+        masks = self.crops.masks[chosen].to(self.device).float()
+        fraction = self.part.field_um / CROP_UM
+        images, masks = augment(images, masks, fraction, self.part.input_px, self.recipe.augmentation)
+        return Batch(normalise(images, *self.normalisation), masks, chosen)
+
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """The crops."""
+        return batch.inputs
+
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """Binary cross entropy, and the auxiliary losses that the recipe has."""
+        recipe, crops, chosen = self.recipe, self.crops, batch.chosen
+        targets = (crops.votes if recipe.labels == "votes" else crops.labels.float())[chosen].to(self.device)
+        with training_precision(self.device, recipe):
+            logits, mask_logits = (self.fused if network is self.network else network)(batch.inputs)
+        loss = soft_binary_loss(logits[:, 0], targets)
+        if logits.shape[1] > 1:
+            fractions = crops.subclasses[chosen].to(self.device)
+            loss = loss + recipe.subclass_weight * subclass_loss(logits[:, 1:], fractions)
+        if mask_logits is not None:
+            masked = crops.masked[chosen].to(self.device)
+            loss = loss + recipe.mask_weight * mask_loss(mask_logits, batch.masks, masked)
+        return loss
+
+    def validate(self, member: nn.Module) -> dict[str, float]:
+        """Cross entropy and AUC of the fold that was held out."""
+        from sklearn.metrics import roc_auc_score
+
+        labels = self.crops.labels[self.held_out].numpy()
+        assert isinstance(member, Trainee)
+        probability = predict(member.network, self.part, 1, self.crops, self.held_out, self.device).astype(np.float64)
+        p = np.clip(probability, 1e-6, 1 - 1e-6)
+        loss = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean()
+        auc = roc_auc_score(labels, p) if 0 < labels.sum() < len(labels) else float("nan")
+        return {"validation_loss": float(loss), "validation_auc": float(auc)}
+
+    def weights(self, member: nn.Module) -> StateDict:
+        """Those of the network, without what predicts masks."""
+        assert isinstance(member, Trainee)
+        return member.network.state_dict()
+
+
+def predict(
+    network: nn.Module, part: Classifier, views: int, crops: Crops, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float32]:
+    """P(atypical) before calibration, as inference computes it: (len(rows),)."""
+    classifier = Views(NetworkClassifier(network, part.field_um / CROP_UM, part.input_px), views)
+    return classify((crops.images[row].permute(1, 2, 0).numpy() for row in rows), classifier, device)

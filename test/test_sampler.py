@@ -1,0 +1,127 @@
+"""The balanced sampling: cases by hand, draws against what is expected, any table, classes that cannot be even."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from resources.train.kit.sampler import sampling_weights
+
+# (dataset, slide, class): how many; the slides of both datasets have the same names.
+COUNTS = {
+    ("large", "1", "figure"): 900,
+    ("large", "1", "hard negative"): 3000,
+    ("large", "2", "figure"): 20,
+    ("large", "2", "hard negative"): 400,
+    ("small", "1", "figure"): 30,
+    ("small", "1", "hard negative"): 10,
+    ("small", "2", "hard negative"): 25,
+    ("small", "3", "figure"): 5,
+}
+
+
+def samples(counts):
+    """Three arrays (N,) of a mapping like `COUNTS`."""
+    return np.repeat(np.array([*counts]), [*counts.values()], axis=0).T
+
+
+def marginal(weights, *keys):
+    """The sum of the weights of each combination of keys: a mapping."""
+    sums = {}
+    for weight, *key in zip(weights, *keys, strict=True):
+        sums[tuple(key)] = sums.get(tuple(key), 0) + weight
+    return sums
+
+
+def refused(weights):
+    """Levels at which 100,000 draws from the samples of `COUNTS` are not as balanced as they should be."""
+    datasets, slides, classes = samples(COUNTS)
+    drawn = np.random.default_rng(0).choice(len(weights), 100_000, p=weights)
+    levels = {
+        "datasets": datasets[drawn],
+        "slides of large": slides[drawn][datasets[drawn] == "large"],
+        "slides of small": slides[drawn][datasets[drawn] == "small"],
+        "classes": classes[drawn],
+    }
+    return {name for name, level in levels.items() if chisquare(np.unique_counts(level).counts).pvalue < 1e-3}
+
+
+def test_a_slide_of_each_balance_by_hand():
+    """Slide a has one figure and three others, b one and one. If a figure weighs t times another sample of its slide,
+    figures have t / (t + 3) of a and t / (t + 1) of b, halves of all: these add up to 1 where t^2 = 3."""
+    weights = sampling_weights(["d"] * 6, [*"aaaabb"], [1, 0, 0, 0, 1, 0])
+    t = 3**0.5
+    a, b = 1 / 2 / (t + 3), 1 / 2 / (t + 1)
+    assert weights == pytest.approx([t * a, a, a, a, t * b, b])
+
+
+def test_datasets_of_one_class_beside_one_of_both_by_hand():
+    weights = sampling_weights([*"aabbbc"], [*"aabbbc"], [1, 1, 1, 0, 0, 0])
+    assert weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 12, 1 / 12, 1 / 3])
+
+
+def test_draws_are_balanced():
+    assert refused(sampling_weights(*samples(COUNTS))) == set()
+
+
+def test_uniform_draws_are_refused_by_the_same_test():
+    total = sum(COUNTS.values())
+    assert refused(np.full(total, 1 / total)) == {"datasets", "slides of large", "slides of small", "classes"}
+
+
+def test_the_product_of_inverse_counts_is_refused_too():
+    datasets, slides, classes = samples(COUNTS)
+    weights = np.ones(len(datasets))
+    for keys in ([datasets], [datasets, slides], [classes]):
+        names = [*zip(*keys, strict=True)]
+        counts = marginal(np.ones(len(names)), *keys)
+        weights /= [counts[name] for name in names]
+    assert refused(weights / weights.sum())
+
+
+def assert_datasets_and_slides_are_even(weights, datasets, slides):
+    names = {*datasets}
+    assert marginal(weights, datasets) == pytest.approx({(name,): 1 / len(names) for name in names})
+    pairs = {*zip(datasets, slides, strict=True)}
+    within = marginal([1] * len(pairs), [dataset for dataset, _ in pairs])
+    expected = {(dataset, slide): 1 / len(names) / within[dataset,] for dataset, slide in pairs}
+    assert marginal(weights, datasets, slides) == pytest.approx(expected)
+
+
+ANY = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=60)
+
+
+@given(ANY)
+def test_datasets_and_slides_are_even_in_any_table(rows):
+    datasets, slides, classes = zip(*rows, strict=True)
+    weights = sampling_weights(datasets, slides, classes)
+    assert (weights >= 0).all()
+    assert_datasets_and_slides_are_even(weights, datasets, slides)
+
+
+@given(ANY)
+def test_classes_are_even_where_every_slide_has_both(rows):
+    rows = [*rows, *((dataset, slide, 1 - label) for dataset, slide, label in {*rows})]
+    datasets, slides, classes = zip(*rows, strict=True)
+    weights = sampling_weights(datasets, slides, classes)
+    assert_datasets_and_slides_are_even(weights, datasets, slides)
+    assert marginal(weights, classes) == pytest.approx({(0,): 0.5, (1,): 0.5}, abs=1e-6)
+
+
+def test_classes_that_cannot_be_even_are_as_near_as_they_get():
+    """Two of three datasets hold no figure, so figures have a third at most, and all of the third dataset."""
+    datasets, slides, classes = [*"aabbc"] + ["c"] * 3, [*"aabbc"] + ["c"] * 3, [0, 0, 0, 0, 1, 1, 0, 0]
+    weights = sampling_weights(datasets, slides, classes)
+    assert_datasets_and_slides_are_even(weights, datasets, slides)
+    assert marginal(weights, classes) == pytest.approx({(0,): 2 / 3, (1,): 1 / 3}, abs=1e-6)
+
+
+def test_one_class_alone():
+    assert sampling_weights(["a", "a", "b"], [1, 2, 1], ["x"] * 3) == pytest.approx([1 / 4, 1 / 4, 1 / 2])
+
+
+@pytest.mark.parametrize("columns", [([], [], []), (["a"], ["a", "b"], [0, 1])])
+def test_columns_that_are_no_table(columns):
+    with pytest.raises(ValueError, match="one length above 0"):
+        sampling_weights(*columns)

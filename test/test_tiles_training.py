@@ -1,0 +1,230 @@
+"""Training tiles: boxes on figures, mosaics and mixing, the same item everywhere, what samplers draw, pasted discs."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from resources.data.fields import Field
+from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Sample
+from resources.train.kit.tiles import TileAugmentation, TileDataset, collate, darkest, jitter_hsv, match_stain
+
+SIZE = 256
+STILL = TileAugmentation()
+TISSUE, FIGURE, HARD_NEGATIVE = (220, 160, 190), (60, 20, 90), (20, 110, 20)
+MIDDLE = np.full(2, 300, np.float32)
+EVEN = {"figure": 1, "hard_negative": 1, "background": 1, "crops": 1}
+
+
+def dataset(fields, crops, fractions, augmentation=STILL, seed=0, size=SIZE, mosaic_tiles=0):
+    sampler = FixedFractionSampler(fields, len(crops), fractions)
+    return TileDataset(fields, crops, size, sampler, augmentation, seed, mosaic_tiles)
+
+
+def disc(pixels, x, y, colour, radius=6):
+    cv2.circle(pixels, (round(x), round(y)), radius, colour, -1, cv2.LINE_AA)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """Two fields with dark figures and green hard negatives on even tissue."""
+    made = []
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        pixels = np.full((600, 700, 3), TISSUE, np.uint8)
+        places = np.stack(np.meshgrid(np.arange(40, 680, 80), np.arange(40, 580, 80)), -1).reshape(-1, 2)
+        places = generator.permutation(places)[:16].astype(np.float32)
+        for number, place in enumerate(places):
+            disc(pixels, *place, FIGURE if number < 8 else HARD_NEGATIVE)
+        made.append(Field(f"{seed}.png", "a", "set", pixels, (0.25, 0.25), places[:8], places[8:]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def crops():
+    made = np.full((3, 128, 128, 3), TISSUE, np.uint8)
+    for crop in made:
+        disc(crop, 63.5, 63.5, FIGURE)
+    return made
+
+
+def discs(item):
+    """Centres of the dark discs of a tile that are more than half there: (K, 2) px."""
+    image = item[0].permute(1, 2, 0).numpy().astype(int)
+    likeness = 1 - np.abs(image - FIGURE).sum(2) / np.abs(np.subtract(TISSUE, FIGURE)).sum()
+    _, _, rows, middles = cv2.connectedComponentsWithStats((likeness > 0.7).astype(np.uint8))
+    return middles[1:][rows[1:, cv2.CC_STAT_AREA] > 60]
+
+
+def inside(points, margin):
+    return ((points > margin) & (points < SIZE - margin)).all(1)
+
+
+@pytest.mark.parametrize(
+    ("source", "mosaic", "tolerance"),
+    [("figure", 0, 1.5), ("hard_negative", 0, 1.5), ("background", 0, 1.5), ("crops", 0, 6), ("figure", 40, 6)],
+)
+def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic, tolerance):
+    """The tolerance is a disc's radius where a seam may cut one, and all are of one size there."""
+    scale = 0.05 if tolerance < 2 else 0.0
+    augmentation = TileAugmentation(rotation=180, flip=0.5, scale=scale)
+    tiles = dataset(fields, crops, {source: 1}, augmentation, seed=5, mosaic_tiles=mosaic)
+    whole = 0
+    for item in (tiles[number] for number in range(40)):
+        seen, corners = discs(item), item[1].numpy()
+        assert corners.min(initial=0) >= 0
+        assert corners.max(initial=0) <= SIZE
+        uncut = corners[(corners[:, 2:] - corners[:, :2] > 49.99).all(1)]
+        middles = (uncut[:, :2] + uncut[:, 2:]) / 2
+        whole += len(uncut)
+        if tolerance < 2:
+            assert all(np.hypot(*(seen - middle).T).min() < tolerance for middle in middles)
+        for point in seen[inside(seen, 32)]:
+            assert np.hypot(*(middles - point).T).min() < tolerance
+    assert whole > 20
+
+
+def test_boxes_are_cut_at_the_edge(fields, crops):
+    box = dataset(fields, crops, EVEN)._boxes(np.array([[10.0, 128.0]]))
+    assert box.dtype == torch.float32
+    assert box.tolist() == [[0, 103, 35, 153]]
+
+
+def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
+    plain, mixed = (
+        [tiles[number][1] for number in range(20)]
+        for tiles in (dataset(fields, crops, {"figure": 1}, TileAugmentation(mixup=mixup), 1) for mixup in (0, 1))
+    )
+    assert all(torch.equal(both[: len(one)], one) for one, both in zip(plain, mixed, strict=True))
+    assert sum(map(len, mixed)) > 1.5 * sum(map(len, plain))
+
+
+def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
+    augmentation = TileAugmentation(rotation=180, flip=0.5, scale=0.1, mixup=0.5, randaugment=2, erase=0.5)
+    tiles = dataset(fields, crops, EVEN, augmentation, seed=3, mosaic_tiles=4)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    here = [tiles[number] for number in range(8)]
+    assert torch.equal(before, torch.get_rng_state())
+    for start, workers in ((4, 2), (0, 0)):
+        loader = torch.utils.data.DataLoader(
+            tiles, 2, sampler=range(start, start + 4), num_workers=workers, collate_fn=collate
+        )
+        for step, (images, boxes) in enumerate(loader):
+            first = here[start + 2 * step : start + 2 * step + 2]
+            assert images.dtype == torch.uint8
+            assert torch.equal(images, torch.stack([image for image, _ in first]))
+            assert all(torch.equal(got, box) for got, (_, box) in zip(boxes, first, strict=True))
+    assert not torch.equal(here[0][0], here[4][0])
+
+
+@pytest.mark.parametrize("kind", ["balanced", "fixed_fraction"])
+def test_the_first_tiles_are_mosaics_and_later_ones_are_not(kind, crops):
+    """Every tile of these fields has one colour, so that a mosaic has as many as it has fields."""
+    fields = [
+        Field(f"{value}.png", "a", "set", np.full((600, 600, 3), value, np.uint8), (0.25, 0.25))
+        for value in range(10, 250, 20)
+    ]
+    sampler = BalancedSampler(fields) if kind == "balanced" else FixedFractionSampler(fields, 0, {"background": 1})
+    tiles = TileDataset(fields, crops[:0], 64, lambda random: sampler(random)._replace(point=MIDDLE), STILL, 0, 5)
+    colours = [len(tiles[number][0].unique()) for number in range(10)]
+    assert min(colours[:5]) > 1
+    assert colours[5:] == [1] * 5
+
+
+def test_tiles_are_drawn_around_what_the_fractions_say(fields, crops):
+    sampler = FixedFractionSampler(fields, len(crops), {"figure": 3, "crops": 1})
+    random = np.random.default_rng(0)
+    drawn = [sampler(random) for _ in range(400)]
+    assert 0.19 < sum(each.field is None for each in drawn) / 400 < 0.31
+    at_figures = [each for each in drawn if each.field is not None]
+    assert all((each.point == fields[each.field].figures).all(1).any() for each in at_figures)
+    assert FixedFractionSampler(fields, 0, EVEN).sources == [*EVEN][:3]
+
+
+def test_the_balanced_sampler_is_even_over_sets_slides_and_classes(fields, crops):
+    """Two slides of one set with 8 figures each, one of them with 80 hard negatives more; crops of two cases."""
+    more = np.tile(fields[0].hard_negatives, (10, 1))
+    fields = [replace(fields[0], hard_negatives=more), replace(fields[1], case="b")]
+    sampler = BalancedSampler(fields, ["crops"] * 3, ["x", "x", "y"])
+    random = np.random.default_rng(0)
+    drawn = [sampler(random) for _ in range(4000)]
+    of_field = [sum(each.field == number for each in drawn) for number in (0, 1)]
+    of_crop = [sum(each.crop == number for each in drawn) for number in range(3)]
+
+    places = {(number, *point) for number, each in enumerate(fields) for point in each.figures}
+    figures = sum(each.figure or (each.point is not None and (each.field, *each.point) in places) for each in drawn)
+    assert of_field == pytest.approx([1000, 1000], abs=120)
+    assert of_crop == pytest.approx([500, 500, 1000], abs=120)
+    assert figures == pytest.approx(2000, abs=150)
+
+
+def test_a_drawn_crop_is_pasted_with_its_figure_or_no_figure_is(fields, crops):
+    empty = [replace(each, figures=np.zeros((0, 2), np.float32)) for each in fields]
+    for figure in (True, False):
+        tiles = TileDataset(empty, crops, SIZE, lambda _, figure=figure: Sample(crop=1, figure=figure), STILL, 0)
+        counts = [len(tiles[number][1]) for number in range(20)]
+        assert (min(counts) >= 1) == figure  # a later disc may hide the first one's figure: not in these 20
+        assert (max(counts) == 0) == (not figure)
+
+
+def test_tiles_can_be_oblong(fields, crops):
+    augmentation = TileAugmentation(rotation=15, flip=0.5, erase=1.0, hue=0.1, saturation=0.2, value=0.2)
+    tiles = dataset(fields, crops, EVEN, augmentation, size=(192, 128), mosaic_tiles=4)
+    for image, boxes in (tiles[number] for number in range(8)):
+        assert image.shape == (3, 128, 192)
+        assert ((boxes >= 0) & (boxes <= torch.tensor([192, 128, 192, 128]))).all()
+
+
+def test_hsv_jitter_stays_in_its_range():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    jittered = jitter_hsv(pixels, np.random.default_rng(1), TileAugmentation(value=0.2))
+    ratio = jittered.max(2)[pixels.max(2) > 100] / pixels.max(2)[pixels.max(2) > 100]
+    assert 0.79 < ratio.min() <= ratio.max() < 1.21
+    assert np.ptp(ratio[ratio < 0.99]) < 0.02  # one factor a tile
+    assert np.abs(jitter_hsv(pixels, np.random.default_rng(1), STILL).astype(int) - pixels).mean() < 1
+
+
+def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
+    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
+    figure = np.full((1, 2), 64, np.float32)
+    field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
+    tiles = dataset([field], crops, {"crops": 1})
+    assert all(tiles[number][0].shape == (3, SIZE, SIZE) for number in range(10))
+
+
+def test_a_pasted_stain_comes_to_its_surroundings():
+    generator = np.random.default_rng(0)
+    patch, tile = (
+        (colour + 12 * generator.standard_normal((129, 129, 1))).clip(0, 255).astype(np.uint8)
+        for colour in ((150, 110, 190), TISSUE)
+    )
+    tile[:40] = 255  # glass has no say
+
+    def distance(share):
+        return np.abs(match_stain(patch, tile, share).mean((0, 1)) - tile[40:].mean((0, 1))).max()
+
+    assert np.array_equal(match_stain(patch, np.full_like(tile, 250), 1.0), patch)
+    assert distance(0.0) > 25
+    assert distance(0.5) == pytest.approx(distance(0.0) / 2, abs=4)
+    assert distance(1.0) < 4
+
+
+def test_discs_keep_their_distance_from_a_crop_s_figure(fields, crops):
+    tiles = dataset(fields, crops, {"crops": 1})
+    random = np.random.default_rng(0)
+    with_figure = 0
+    for _, middle, figures, radius in (tiles._place_in_crop(Sample(), random, 40) for _ in range(200)):
+        with_figure += len(figures)
+        away = np.hypot(*(middle - 63.5))
+        assert away <= radius - 18 if len(figures) else away >= radius + 18
+    assert 100 < with_figure < 160
+
+
+def test_the_darkest_place_is_a_nucleus():
+    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
+    disc(pixels, 3, 64, FIGURE)
+    places = [np.array(place) for place in ((20.0, 20.0), (2.0, 65.0), (127.9, 127.9))]
+    assert darkest(pixels, places) is places[1]
