@@ -42,7 +42,7 @@ def set_up_logging() -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
-            logger.addHandler(_Terminal())
+            logger.addHandler(_Terminal(logging.INFO))
 
 
 class _Terminal(logging.Handler):

@@ -1,4 +1,4 @@
-"""The whole way of a training: table, folds, a kill and a resume, export, inference."""
+"""The whole way of Track 2's training: table, folds, a kill and a resume, provenance, export, inference."""
 
 import csv
 import hashlib
@@ -6,29 +6,38 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Killed
 from PIL import Image
+from safetensors.torch import save_file
 
 import inference
+from midog.__main__ import main
 from midog.engine.weights import load_network
 from midog.errors import UserError
+from midog.evaluation import held_out
+from midog.evaluation.held_out import fit_calibration
+from midog.evaluation.metrics import bootstrap_by_case
 from midog.models import CLASSIFIERS
 from midog.system import DataSource, load_system
 from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
-from resources.train import atypical, common, evaluate_atypical
-from resources.train.atypical_report import fit_calibration
+from resources.train import atypical
+from resources.train.kit import loop, subtypes
 from resources.train.kit.losses import mask_loss, subclass_loss
+from resources.train.kit.pretrained import load_pretrained, record_pretrained
+from resources.train.kit.recipes import read_plan
+from resources.train.kit.subtypes import AtypicalRecipe, Trainee
 
 CASES = 8
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """40 procedural crops in the table's format: 8 cases, masks for the first half."""
     folder = tmp_path_factory.mktemp("procedural")
@@ -48,16 +57,30 @@ def table(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def system(tmp_path):
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
     """A recipe like the default's, small enough for a test; the path of its YAML."""
     values = yaml.safe_load((ROOT / "resources/systems/convnextv2_small.yaml").read_text())
     values["system"] = "tiny"
     values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
+    values["classifier"]["views"] = 2
     values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
-    path = tmp_path / "tiny.yaml"
+    values["training"]["classifier"]["half_precision"] = False
+    path = tmp_path_factory.mktemp("systems") / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    """Of the intervals, which take longer than the trainings here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "bootstrap_by_case", partial(bootstrap_by_case, draws=10))
+        yield
+
+
+def plan_of(system):
+    return read_plan(str(system), "atypical", AtypicalRecipe)
 
 
 def train(table, system, out, *more):
@@ -66,58 +89,217 @@ def train(table, system, out, *more):
     )
 
 
-def test_a_killed_training_resumes_to_the_same_weights_and_runs(table, system, tmp_path, job, monkeypatch, capsys):
-    assert train(table, system, tmp_path / "whole") == 0
+SHORT = ("--folds", "0", "--set", "training.classifier.epochs=1")
 
-    class Killed(BaseException):
-        pass
 
-    saved = common.save_checkpoint
+@pytest.fixture(scope="module")
+def whole(table, system, tmp_path_factory):
+    """The folder of a training of both folds."""
+    out = tmp_path_factory.mktemp("trained") / "whole"
+    assert train(table, system, out) == 0
+    return out
+
+
+def test_a_killed_training_resumes_to_the_same_weights_and_runs(
+    table, system, whole, tmp_path, job, monkeypatch, capsys
+):
+    saved = loop.save_checkpoint
 
     def save_and_die(path, state):
         saved(path, state)
         if len(state["rows"]) == 2:
             raise Killed
 
-    monkeypatch.setattr(atypical, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
         train(table, system, tmp_path / "killed")
-    monkeypatch.setattr(atypical, "save_checkpoint", saved)
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
     assert train(table, system, tmp_path / "killed") == 1
     assert "--resume" in capsys.readouterr().err
     assert train(table, system, tmp_path / "killed", "--resume") == 0
 
     for name in ("model/tiny/fold0.safetensors", "model/tiny/fold1.safetensors", "out_of_fold.csv", "metrics.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (whole / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     epochs = list(csv.DictReader((tmp_path / "killed/fold0/epochs.csv").open()))
     assert [row["epoch"] for row in epochs] == ["1", "2", "3"]
+    assert not list(tmp_path.glob("killed/fold*/checkpoint.pt"))
     for name in ("roc.png", "calibration.png"):
-        assert Image.open(tmp_path / "whole" / name).size[0] > 300
+        assert Image.open(whole / name).size[0] > 300
 
-    arguments = ["--input", str(job), "--output", str(tmp_path / "answer"), "--model", str(tmp_path / "whole/model")]
+    arguments = ["--input", str(job), "--output", str(tmp_path / "answer"), "--model", str(whole / "model")]
     assert inference.main(arguments) == 0
     assert len(json.loads((tmp_path / "answer/multiple-mitotic-figure-classification.json").read_text())) == 5
 
 
-def test_out_of_fold_figures_are_what_inference_gives(table, system, tmp_path):
+def test_out_of_fold_figures_are_what_inference_gives(table, system, whole):
     """A crop's held-out probability is that of its fold's exported network, calibration aside."""
-    assert train(table, system, tmp_path / "run") == 0
-    rows = [row for row in csv.DictReader((tmp_path / "run/out_of_fold.csv").open()) if row["fold"] == "0"]
-    plan, crops = atypical.read_atypical_plan(str(system)), read_crops([table])
-    model = load_system(tmp_path / "run/model/tiny")
+    rows = [row for row in csv.DictReader((whole / "out_of_fold.csv").open()) if row["fold"] == "0"]
+    crops, model = read_crops([table]), load_system(whole / "model/tiny")
     assert model.classifier.options["num_classes"] == 1 + len(crops.subclass_names)
     assert (model.made.data, model.made.pretrained) == ((DataSource(set=table.name),), {})
     weights = model.path_of(model.members[0])
     network = load_network(CLASSIFIERS, "convnextv2", model.classifier.options, weights)
     place = {name: number for number, name in enumerate(crops.files)}
-    chosen = [place[row["file"]] for row in rows]
-    got = atypical.predict(network, plan, model.classifier.views, crops, chosen, torch.device("cpu"))
+    chosen = np.array([place[row["file"]] for row in rows])
+    part = plan_of(system).classifier
+    got = subtypes.predict(network, part, model.classifier.views, crops, chosen, torch.device("cpu"))
     np.testing.assert_allclose(got, [float(row["raw"]) for row in rows], atol=1e-5)
+
+
+def test_a_finished_training_is_evaluated_and_tuned(table, whole, tmp_path, capsys):
+    """On crops by their folder, which it has learned from, and on what each fold held out, which it has not."""
+    said = ["evaluate", "--track", "2", "--data", str(table), "--model", str(whole / "model"), "--system", "tiny"]
+    assert main([*said, "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    rows = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    for name in ("overall", "tumour domain 0, one", "tumour domain 1, two"):
+        assert rows[name].endswith("trained on")
+    assert rows["overall"].split()[1] == "40"
+    assert f"warning: tiny, weights 1.0 was trained on {table.name}:case0" in printed.err
+    before = {path: path.read_bytes() for path in (whole / "out_of_fold.csv", whole / "metrics.json")}
+    assert main(["evaluate", "--track", "2", "--folds", str(whole)]) == 0
+    assert "domain two" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    shutil.copytree(whole / "model/tiny", tmp_path / "tiny")
+    assert main(["tune", "--track", "2", "--folds", str(whole), "--model", str(tmp_path / "tiny")]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- where the weights come from ------------------------------------------------
+
+
+def start_weights(system, path, seed):
+    torch.manual_seed(seed)
+    network = Trainee(plan_of(system).classifier, 3, False).network
+    save_file(network.state_dict(), path)
+    return path
+
+
+def test_a_file_of_pretrained_weights_is_recorded_and_no_other_is_resumed(table, system, tmp_path, capsys):
+    out, file = tmp_path / "out", start_weights(system, tmp_path / "w.safetensors", 0)
+    start = ("--pretrained", str(file))
+    assert train(table, system, out, *SHORT, *start) == 0
+    expected = {
+        "source": "w.safetensors",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "licence": "unknown",
+    }
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["pretrained"] == expected
+    made = yaml.safe_load((out / "model/tiny/model.yaml").read_text())["made"]
+    assert made["pretrained"] == {"classifier": expected}
+    assert train(table, system, out, *SHORT, *start, "--resume") == 0
+    other = start_weights(system, tmp_path / "other.safetensors", 0)
+    capsys.readouterr()
+    for given in (str(other), "none"):
+        assert train(table, system, out, *SHORT, "--pretrained", given, "--resume") == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "(pretrained" in said
+        assert "give another --out" in said
+    start_weights(system, file, 1)
+    assert train(table, system, out, *SHORT, *start, "--resume") == 1
+    assert "(pretrained.sha256 was" in capsys.readouterr().err
+
+
+def test_none_starts_from_random_weights_whatever_the_recipe_says(table, system, tmp_path):
+    name = "training.classifier.pretrained=convnextv2_atto"
+    out, said = tmp_path / "out", [*SHORT, name, "--pretrained", "none"]
+    assert train(table, system, out, *said) == 0
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["pretrained"] is None
+    assert load_system(out / "model/tiny").made.pretrained == {}
+
+
+def test_timms_weights_are_recorded_by_their_name_and_tensors(monkeypatch):
+    import timm
+
+    class Network(torch.nn.Linear):
+        pretrained_cfg = {"license": "cc-by-nc-4.0"}
+
+    torch.manual_seed(0)
+    network = Network(2, 1)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: network)
+    told = record_pretrained(None, "net")
+    assert (told.source, told.licence) == ("timm/net", "cc-by-nc-4.0")
+    assert record_pretrained(None, "net") == told
+    torch.nn.init.zeros_(network.bias)
+    assert record_pretrained(None, "net").sha256 != told.sha256
+    assert record_pretrained("none", "net") is None
+
+
+# --- the loop ---------------------------------------------------------------------
+
+
+def test_an_averages_batch_norm_is_measured_with_the_averages_weights(system, tmp_path):
+    class Task:
+        steps_an_epoch, criterion, highest = 3, "loss", False
+
+        def __init__(self):
+            torch.manual_seed(0)
+            self.network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+
+        def batches(self, step):
+            for number in range(step, 6):
+                yield torch.rand(8, 2, generator=torch.Generator().manual_seed(number))
+
+        def inputs(self, batch):
+            return batch
+
+        def loss(self, network, batch):
+            return (network(batch) - batch.sum(1, keepdim=True)).square().mean()
+
+        def validate(self, member):
+            return {"loss": 1.0}
+
+        def weights(self, member):
+            return member.state_dict()
+
+    changes = [f"training.classifier.{each}" for each in ("epochs=2", "learning_rate=0.5", "half_precision=false")]
+    changes += ["training.classifier.ema_momentum=[1, 0.3]", "training.classifier.warmup_epochs=0"]
+    recipe = read_plan(str(system), "atypical", AtypicalRecipe, changes).training
+    task = Task()
+    last, average = loop.Loop(task, recipe, tmp_path, torch.device("cpu")).run()
+    inputs = list(task.batches(0))  # fewer than are measured on in a longer training
+    for weights, measured in ((average, True), (last, False)):
+        hidden = [batch @ weights["0.weight"].T + weights["0.bias"] for batch in inputs]
+        mean = torch.stack([each.mean(0) for each in hidden]).mean(0)
+        variance = torch.stack([each.var(0) for each in hidden]).mean(0)
+        close = torch.allclose(weights["1.running_mean"], mean, atol=1e-5)
+        close = close and torch.allclose(weights["1.running_var"], variance, atol=1e-5)
+        assert close == measured
+
+
+def spoilt(loss, first):
+    """A loss that is NaN from a call on."""
+    calls = iter(range(1000))
+    return lambda *arguments: loss(*arguments) * (float("nan") if next(calls) >= first else 1)
+
+
+def test_a_loss_that_becomes_nan_leaves_the_last_good_epoch(table, system, tmp_path, monkeypatch, capsys):
+    out, steps = tmp_path / "out", 20 // 8
+    monkeypatch.setattr(subtypes, "soft_binary_loss", spoilt(subtypes.soft_binary_loss, steps + 1))
+    assert train(table, system, out, "--folds", "0") == 0
+    said = capsys.readouterr().err
+    assert f"warning: {out / 'fold0'}: the loss is nan at step {steps + 2}; stopped" in said
+    assert "the weights of the epochs up to 1" in said
+    assert [row["epoch"] for row in csv.DictReader((out / "fold0/epochs.csv").open())] == ["1"]
+    network = load_system(out / "model/tiny")
+    state = load_network(CLASSIFIERS, "convnextv2", network.classifier.options, network.path_of(network.members[0]))
+    assert all(value.isfinite().all() for value in state.state_dict().values())
+
+
+def test_a_loss_that_is_nan_at_once_is_one_line(table, system, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subtypes, "soft_binary_loss", spoilt(subtypes.soft_binary_loss, 0))
+    assert train(table, system, tmp_path / "out", "--folds", "0") == 1
+    assert "the loss is nan at step 1, before the first validation; give a lower" in capsys.readouterr().err
+    assert not (tmp_path / "out/model").exists()
+
+
+# --- tables, folds, losses ----------------------------------------------------------
 
 
 def test_folds_keep_cases_together_and_classes_balanced(table, system):
     crops = read_crops([table])
-    numbers = atypical.split_folds(crops, atypical.read_atypical_plan(str(system)).training)
+    numbers = subtypes.split_folds(crops, plan_of(system).training)
     for case in np.unique(crops.cases):
         assert len(set(numbers[crops.cases == case])) == 1
     shares = [crops.labels[torch.from_numpy(numbers == fold)].float().mean() for fold in (0, 1)]
@@ -149,8 +331,8 @@ def test_real_tables_are_read():
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real crops are not here")
-    crops = read_crops([folder / "ami_br", folder / "cmc_cells"], limit=300)
-    assert len(crops) == 300
+    crops = read_crops([folder / "ami_br", folder / "cmc_cells"], limit=100)
+    assert len(crops) == 100
     assert len(crops.subclass_names) == 8
     assert crops.masked.sum() == (crops.domains != "canine_mammary_carcinoma").sum()
 
@@ -174,60 +356,71 @@ def test_auxiliary_losses_skip_what_is_unknown():
     assert mask_loss(torch.zeros(2, 1, 4, 4), masks, torch.tensor([True, False])) == pytest.approx(np.log(2))
 
 
-def test_schedule_by_hand():
-    assert common.cosine_with_warmup(0, 10, 4) == 0.25
-    assert common.cosine_with_warmup(4, 12, 4) == 1
-    assert common.cosine_with_warmup(8, 12, 4) == pytest.approx(0.5)
+def test_schedule_by_hand(system):
+    """A line over the 4 steps of the first epoch, then a cosine down to 0 at step 12."""
+    changes = ["training.classifier.learning_rate=1"]
+    recipe = read_plan(str(system), "atypical", AtypicalRecipe, changes).training
+    assert loop.learning_rate_at(recipe, 0, 4) == 0.25
+    assert loop.learning_rate_at(recipe, 4, 4) == 1
+    assert loop.learning_rate_at(recipe, 8, 4) == pytest.approx(0.5)
+    assert loop.learning_rate_at(recipe, 12, 4) == pytest.approx(0)
 
 
-def test_bad_arguments(table, system, tmp_path, capsys):
-    assert train(table, system, tmp_path / "x", "--folds", "7") == 1
-    assert "--folds 7" in capsys.readouterr().err
-    assert train(tmp_path / "nowhere", system, tmp_path / "x") == 1
-    assert "labels.csv" in capsys.readouterr().err
-    assert train(table, "unheard_of", tmp_path / "x") == 1
-    assert "unheard_of.yaml" in capsys.readouterr().err
+def test_bad_arguments_are_one_line_and_leave_nothing(table, system, tmp_path, capsys):
+    out = tmp_path / "x"
+    wrong = [
+        ((table, system, out, "--folds", "7"), "--folds 7: numbers from 0 to 1 expected"),
+        ((tmp_path / "nowhere", system, out), "nowhere/labels.csv: cannot be read"),
+        ((table, system, out, "--limit", "1"), "larger --limit"),
+        ((table, system, out, "--pretrained", str(tmp_path / "w.pt")), "w.pt: cannot be read"),
+        ((table, system, out, "--set", "training.classifier.epoch=3"), "training.classifier"),
+        ((table, "unheard_of", out), "unheard_of: no such system"),
+        ((table, "rtmdet_tiny", out), "atypical does not train it; use python -m resources.train.rtmdet"),
+    ]
+    for arguments, said in wrong:
+        assert train(*arguments) == 1
+        message = capsys.readouterr().err
+        assert said in message
+        assert message.count("\n") == 1
+    assert not out.exists()
 
 
-def test_without_network_the_pretrained_weights_are_asked_for(table, tmp_path, monkeypatch, capsys):
+def test_without_network_the_pretrained_weights_are_asked_for(monkeypatch):
     import timm
 
     def offline(*arguments, **options):
         raise OSError("cannot reach the hub")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    network = torch.nn.Linear(1, 1)
-    plan = atypical.read_atypical_plan("convnextv2")
+    plan = plan_of("convnextv2")
     with pytest.raises(UserError, match="--pretrained FILE"):
-        atypical.load_pretrained(network, plan.system.classifier, plan.training, None)
+        load_pretrained(torch.nn.Linear(1, 1), plan.classifier, None, plan.training.pretrained)
+    with pytest.raises(UserError, match="--pretrained FILE"):
+        record_pretrained(None, plan.training.pretrained)
 
 
 def test_pretrained_weights_from_a_local_file(tmp_path, system):
-    from safetensors.torch import save_file
-
-    plan = atypical.read_atypical_plan(str(system))
-    source, target = (atypical.Trainee(plan.system.classifier, 3, False).network for _ in range(2))
+    part = plan_of(system).classifier
+    source, target = (Trainee(part, 3, False).network for _ in range(2))
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    atypical.load_pretrained(target, plan.system.classifier, plan.training, str(tmp_path / "w.safetensors"))
+    load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
     torch.testing.assert_close(target.stages[1].blocks[0].conv_dw.weight, source.stages[1].blocks[0].conv_dw.weight)
     assert not torch.equal(target.head.fc.weight, source.head.fc.weight)
-    told = atypical.pretrained_of(plan.training, str(tmp_path / "w.safetensors"))["classifier"]
-    assert (told.source, told.licence) == ("w.safetensors", "unknown")
-    assert told.sha256 == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+    save_file({"stem.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w.safetensors: not the weights of this network \(stem.weight\)"):
+        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
 
 
 def test_any_network_of_timm_starts_from_its_weights_whatever_its_head_is_called(tmp_path, system):
     import timm
     from msgspec.structs import replace
-    from safetensors.torch import save_file
 
-    plan = atypical.read_atypical_plan(str(system))
     for name in ("vit_tiny_patch16_224", "resnet18"):
         source = timm.create_model(name)
         save_file(source.state_dict(), tmp_path / "w.safetensors")
-        part = replace(plan.system.classifier, network="timm", options={"name": name}, input_px=64)
-        target = atypical.Trainee(part, 3, False).network
-        atypical.load_pretrained(target, part, plan.training, str(tmp_path / "w.safetensors"))
+        part = replace(plan_of(system).classifier, network="timm", options={"name": name}, input_px=64)
+        target = Trainee(part, 3, False).network
+        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
         assert target(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
         first = next(
             key for key in source.state_dict() if key.endswith("weight") and source.state_dict()[key].ndim == 4
@@ -235,7 +428,7 @@ def test_any_network_of_timm_starts_from_its_weights_whatever_its_head_is_called
         torch.testing.assert_close(target.state_dict()[first], source.state_dict()[first])
     part = replace(part, options={"name": "resnet34"})
     with pytest.raises(UserError, match="w.safetensors: pretrained weights cannot be had"):
-        atypical.load_pretrained(target, part, plan.training, str(tmp_path / "w.safetensors"))
+        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
 
 
 def test_the_challenges_own_csv_becomes_a_table(table, tmp_path, capsys):
@@ -260,19 +453,10 @@ def test_the_challenges_own_csv_becomes_a_table(table, tmp_path, capsys):
 
 def test_two_processes_train_together(table, system, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command += [str(ROOT / "resources/train/atypical.py"), "--data", str(table), "--system", str(system)]
-    command += ["--out", str(tmp_path / "pair"), "--folds", "0", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command += ["-m", "resources.train.atypical", "--data", str(table), "--system", str(system)]
+    command += ["--out", str(tmp_path / "pair"), "--device", "cpu", *SHORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "pair/model/tiny/fold0.safetensors").exists()
-
-
-def test_a_finished_system_is_evaluated_on_other_crops(table, system, tmp_path, capfd):
-    assert train(table, system, tmp_path / "run") == 0
-    capfd.readouterr()
-    arguments = ["--data", str(table), "--model", str(tmp_path / "run/model"), "--device", "cpu"]
-    assert evaluate_atypical.main(arguments) == 0
-    said = capfd.readouterr()
-    assert "overall" in said.out
-    assert "domain two" in said.out
-    assert "no test" in said.err  # these crops are the ones it was trained on
+    assert load_system(tmp_path / "pair/model/tiny").members
+    assert len(list(csv.DictReader((tmp_path / "pair/fold0/epochs.csv").open()))) == 1
+    assert len((tmp_path / "pair/train.log").read_text().split("epoch 1 of 1")) == 2  # only the first process tells

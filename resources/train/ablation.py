@@ -2,15 +2,13 @@
 
     python -m resources.train.ablation --model DIR --system NAME --validation DIR[:CASE] ... --out DIR
 
-Of a system of one stage: each member alone, the two ways to join the members, and
-views. Of a system of two stages: how much the classifier sees around a candidate,
-which is FoCasNet's table 2 (arXiv 2301.07627): the middle 7/8 of patches of 64 to 256
-px, scaled to 7/4 of the side that the network was trained on (patches of 256 px, of
-which 224 px are seen there, where patches of 64 px were trained on at 128 px).
+Of a system of one stage: each member alone, the two ways to join the members, and views. Of a system of two stages: how
+much the classifier sees around a candidate, which is FoCasNet's table 2 (arXiv 2301.07627): the middle 7/8 of patches
+of 64 to 256 px, scaled to 7/4 of the side that the network was trained on (patches of 256 px, of which 224 px are seen
+there, where patches of 64 px were trained on at 128 px).
 
-Each variant is written to OUT as a system of its own, its operating point chosen on
-these fields, so that `predict --model OUT --system VARIANT` and `evaluate` can run it.
-One that is there already is not run again.
+Each variant is written to OUT as a system of its own, its operating point chosen on these fields, so that `predict
+--model OUT --system VARIANT` and `evaluate` can run it. One that is there already is not run again.
 """
 
 import argparse
@@ -18,13 +16,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from msgspec.structs import replace
 
 from midog.engine.weights import choose_device
 from midog.errors import UserError, exit_code
-from midog.system import System, Weights, find_system, load_system, model_folder, read_system
+from midog.system import System, find_system, load_system, model_folder, read_system
 from resources.data.fields import UM_PER_PX, read_fields
 from resources.train.kit.export import set_operating_point, write_model
 
@@ -32,8 +29,6 @@ VIEWS = (2, 4, 8)
 PATCHES = (64, 112, 128, 256)  # px at .25 um/px
 SEEN = 7 / 8  # of a patch's side
 SCALED = 2  # a patch's side over that of training
-
-Member = TypeVar("Member", bound=Weights)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,28 +45,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def variants_of(system: System) -> dict[str, System]:
     """The variants of a system by name; none has metrics, and each has its weights in its own folder."""
     assert system.detector is not None
-    bare = replace(system, made=replace(system.made, metrics={}))
-    detector = replace(system.detector, members=own_weights(system.detector.members))
+    detector = replace(system.detector, members=tuple(replace(each, shared="") for each in system.detector.members))
+    bare = replace(system, detector=detector, made=replace(system.made, metrics={}))
     if system.classifier:
         side = round(SEEN * SCALED * (system.classifier.members[0].input_px or system.classifier.input_px))
-        members = own_weights(system.classifier.members)
-        members = tuple(replace(each, field_um=None, input_px=None) for each in members)
+        members = tuple(replace(each, shared="", field_um=None, input_px=None) for each in system.classifier.members)
         classifier = replace(system.classifier, input_px=side, members=members)
-        fields_um = {f"patch_{px}": SEEN * px * UM_PER_PX for px in PATCHES}
-        return {
-            name: replace(bare, system=name, detector=detector, classifier=replace(classifier, field_um=field_um))
-            for name, field_um in fields_um.items()
-        }
+        seen = {f"patch_{px}": replace(classifier, field_um=SEEN * px * UM_PER_PX) for px in PATCHES}
+        return {name: replace(bare, system=name, classifier=each) for name, each in seen.items()}
     one_view = replace(detector, views=1)
     made = {f"member{number}": replace(one_view, members=(each,)) for number, each in enumerate(detector.members)}
     made |= {fusion: replace(one_view, fusion=fusion) for fusion in ("average", "weighted_box_fusion")}
     made |= {f"average_{views}_views": replace(detector, fusion="average", views=views) for views in VIEWS}
     return {name: replace(bare, system=name, detector=each) for name, each in made.items()}
-
-
-def own_weights(members: tuple[Member, ...]) -> tuple[Member, ...]:
-    """The same members, whose files lie in the system's own folder."""
-    return tuple(replace(each, shared="") for each in members)
 
 
 def compare(arguments: argparse.Namespace) -> None:

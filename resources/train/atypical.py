@@ -29,7 +29,7 @@ from resources.train.kit.subtypes import AtypicalRecipe, split_folds, subclass_n
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = parser_of(__doc__ or "")
+    parser = parser_of(__doc__ or "", "atypical")
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders with labels.csv and crops/")
     parser.add_argument("--folds", default="0,1,2,3,4", metavar="K,K", help="which to train and export (%(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N crops only, to try things out")
@@ -46,13 +46,13 @@ def train(argv: Sequence[str] | None) -> None:
     folds = folds_of(arguments.folds, recipe.folds)
     processes, device = join_processes(choose_device(arguments.device))
     pretrained = record_pretrained(arguments.pretrained, recipe.pretrained)
+    crops = read_crops(arguments.data, arguments.limit)
+    numbers = split_folds(crops, recipe)
     if processes.is_first:
         record = {"data": arguments.data, "tables": {each: tables_sha256(Path(each)) for each in arguments.data}}
         record |= {"limit": arguments.limit, "folds": folds, "pretrained": msgspec.to_builtins(pretrained)}
         prepare_out(out, arguments.resume, record | {"plan": plan.as_yaml()})
     processes.wait()
-    crops = read_crops(arguments.data, arguments.limit)
-    numbers = split_folds(crops, recipe)
     for fold in folds:
         train_fold(plan, crops, numbers, fold, arguments.pretrained, out / f"fold{fold}", device, processes)
     processes.end()

@@ -34,7 +34,7 @@ TRAINING, VALIDATION = "training.safetensors", "validation.safetensors"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = parser_of(__doc__ or "")
+    parser = parser_of(__doc__ or "", "candidates")
     add_data_arguments(parser)
     parser.add_argument(
         "--detector", required=True, type=Path, metavar="MODEL/SYSTEM", help="what a detector's training exported"

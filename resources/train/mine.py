@@ -49,16 +49,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def mined_from(field: Field, found: Detections, box_um: float) -> list[MinedRow]:
-    """The detections of a field that are no labelled mitotic figure.
-
-    Args:
-        field: labelled.
-        found: in px of the field.
-        box_um: side of a figure's box.
-
-    Returns:
-        the values of `MINED_COLUMNS`, a row a detection.
-    """
+    """The detections (px of the field) that are no labelled mitotic figure: the values of `MINED_COLUMNS` of each."""
     rows: list[MinedRow] = []
     for centre, score in zip(found.centres, found.scores, strict=True):
         if (np.hypot(*((field.figures - centre) * field.um_per_px).T) > box_um).all():

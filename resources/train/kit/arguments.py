@@ -12,7 +12,7 @@ from midog.system import DataSource
 from resources.data.crops import read_crops
 from resources.data.fields import Field, add_mined, read_fields
 from resources.train.kit.export import data_sources
-from resources.train.kit.recipes import SYSTEMS
+from resources.train.kit.recipes import systems_of
 from resources.train.kit.run import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,16 @@ FIELDS_HELP = (
 )
 
 
-def parser_of(description: str) -> argparse.ArgumentParser:
-    """A parser with what every training takes."""
+def parser_of(description: str, script: str) -> argparse.ArgumentParser:
+    """A parser with what every training takes.
+
+    Args:
+        description: of the script; its first line is shown.
+        script: the name of its module.
+    """
     epilog = "It goes on after a kill with --resume; its lines are in OUT/train.log, its figures in OUT/**/epochs.csv."
     parser = argparse.ArgumentParser(description=description.partition("\n")[0], epilog=epilog)
-    known = ", ".join(sorted(path.stem for path in SYSTEMS.glob("*.yaml")))
+    known = ", ".join(systems_of(script))
     parser.add_argument("--system", required=True, metavar="NAME", help=f"{known}; or the path of a .yaml file")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="for checkpoints, log and the system")
     parser.add_argument("--resume", action="store_true", help="go on where OUT was left, with the same options")

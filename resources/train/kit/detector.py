@@ -196,7 +196,7 @@ def train_detector(
         losses: by the name that a recipe gives, what makes them.
         prepare: what is done to the network's first weights.
     """
-    parser = parser_of(description)
+    parser = parser_of(description, script)
     add_data_arguments(parser)
     arguments = parser.parse_args(argv)
     plan = read_plan(arguments.system, script, DetectorRecipe, arguments.changes, arguments.seed)

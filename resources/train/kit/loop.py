@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -176,7 +177,7 @@ class Loop:
         self.network.train()
         total = 0.0
         for step in range(epoch * self.task.steps_an_epoch, (epoch + 1) * self.task.steps_an_epoch):
-            loss = self.processes.mean(self._step(step, batches))
+            loss = self._step(step, batches)
             if not math.isfinite(loss):
                 self._diverged(epoch, step, loss)
                 return None
@@ -187,12 +188,12 @@ class Loop:
         return total / self.task.steps_an_epoch
 
     def _step(self, step: int, batches: Iterator[Any]) -> float:
-        """One optimiser step, unless its loss is not finite; returns the loss."""
+        """One optimiser step, unless its loss is not finite; the loss, the mean over the processes."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.recipe.accumulate):
             loss = self.trainee(next(batches)) / self.recipe.accumulate
-            total += loss.item()
+            total += self.processes.mean(loss.item())  # here: on a loss of one's own all stop before the backward pass
             if not math.isfinite(total):
                 return total
             self.scaler.scale(loss).backward()
@@ -238,9 +239,9 @@ class Loop:
         """Batch norm's running statistics belong to the weights of each step, not to their average: measure them."""
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in average.modules()):
             return
-        batches = self.task.batches(0)
+        batches = islice(self.task.batches(0), NORM_BATCHES)  # a short training has fewer
         with training_precision(self.device, self.recipe):
-            update_bn((self.task.inputs(next(batches)) for _ in range(NORM_BATCHES)), average)
+            update_bn(map(self.task.inputs, batches), average)
 
     def _diverged(self, epoch: int, step: int, loss: float) -> None:
         if epoch == 0:

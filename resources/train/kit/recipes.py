@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from midog.errors import UserError
 from midog.files import read_yaml
-from midog.system import Classifier, Detector, NotNegative, Positive, System, as_yaml, check_system, parse
+from midog.system import Classifier, Detector, NotNegative, Positive, System, as_yaml, check_system, parse, read_system
 
 SYSTEMS = Path(__file__).resolve().parents[2] / "systems"
 TRAINED_BY = {"atypical": (2, "classifier"), "candidates": (1, "classifier")}  # every other script: a detector
@@ -127,7 +127,7 @@ def read_plan(
     """
     path = Path(name) if name.endswith(".yaml") else SYSTEMS / f"{name}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(each.stem for each in SYSTEMS.glob("*.yaml")))
+        known = ", ".join(systems_of(script))
         raise UserError(f"{name}: no such system; give --system a .yaml file or one of {known}")
     track, part = TRAINED_BY.get(script, (1, "detector"))
     values = read_yaml(path)
@@ -141,6 +141,11 @@ def read_plan(
         remedy = " or ".join(f"python -m resources.train.{each}" for each in fitting) or "another --system"
         raise UserError(f"{path}: {script} does not train it; use {remedy}")
     return Plan(system, part, parse(kind, system.training[part], path, f"training.{part}"))  # type: ignore[arg-type]
+
+
+def systems_of(script: str) -> list[str]:
+    """The recipes of resources/systems that a module of resources.train trains a part of."""
+    return [path.stem for path in sorted(SYSTEMS.glob("*.yaml")) if script in _scripts_of(read_system(path))]
 
 
 def _change(values: dict[str, Any], change: str) -> None:

@@ -117,10 +117,13 @@ def prepare_out(out: Path, resume: bool, record: Mapping[str, Any]) -> None:
         for old in [each for each in logger.handlers if isinstance(each, logging.FileHandler)]:
             logger.removeHandler(old)  # of a run before in the same process
         logger.addHandler(log)
+        logger.setLevel(logging.DEBUG)
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str:
     """The first key at which two records differ, and both values."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             if old.get(name) != new.get(name):

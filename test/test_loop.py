@@ -1,0 +1,228 @@
+"""The training loop on a task of no size: kills and resumes, accumulation, averages, losses that are not finite."""
+
+import copy
+import csv
+import itertools
+import math
+
+import msgspec
+import pytest
+import torch
+from conftest import Killed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from midog.errors import UserError
+from resources.train.kit.detector import DetectorRecipe
+from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at
+from resources.train.kit.recipes import LoopRecipe, read_plan
+from resources.train.kit.run import load_checkpoint
+
+CPU = torch.device("cpu")
+STEPS = 3  # an epoch
+RECIPE = LoopRecipe(
+    seed=0,
+    epochs=4,
+    batch=4,
+    accumulate=1,
+    optimizer="adamw",
+    betas=(0.9, 0.999),
+    learning_rate=0.1,
+    warmup_lr=0.0,
+    final_lr=0.0,
+    warmup_epochs=1,
+    weight_decay=0.01,
+    max_grad_norm=10.0,
+    ema_momentum=(1.0,),
+    ema_warmup=1,
+    keep="last",
+    patience=0,
+    half_precision=False,
+)
+
+
+POINTS = torch.randn(500, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Several wait for each other longer than such a network computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def chance(network):
+    """A figure of the weights that rises and falls as it likes, in [0, 1)."""
+    return 1000 * sum(each.double().sum().item() for each in network.state_dict().values()) % 1
+
+
+class Points:
+    """A `Task`: the mean square error of drawn points; the losses' `happens` by the number of the step."""
+
+    steps_an_epoch, criterion = STEPS, "chance"
+
+    def __init__(self, recipe, highest=True, happens=None):
+        self.recipe, self.highest, self.happens = recipe, highest, happens or {}
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 1, 1)).double()
+
+    def batches(self, step):
+        size = self.recipe.batch // self.recipe.accumulate
+        for first in itertools.count(step * self.recipe.batch, size):
+            self.step = first // self.recipe.batch
+            yield POINTS[first : first + size]
+
+    def inputs(self, batch):
+        return batch
+
+    def loss(self, network, batch):
+        happens = self.happens.get(self.step, 1.0)
+        if happens is Killed:
+            raise Killed
+        return ((network(batch)[:, 0] - batch.prod(1)) ** 2).mean() * happens
+
+    def validate(self, member):
+        return {"chance": chance(member)}
+
+    def weights(self, member):
+        return member.state_dict()
+
+
+def changed(**values):
+    return msgspec.structs.replace(RECIPE, **values)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "epochs.csv").open()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    killed_at=st.integers(0, 5 * STEPS - 1),
+    highest=st.booleans(),
+    values=st.fixed_dictionaries(
+        {
+            "epochs": st.integers(1, 5),
+            "accumulate": st.sampled_from([1, 2]),
+            "optimizer": st.sampled_from(["adam", "adamw"]),
+            "ema_momentum": st.sampled_from([(1.0,), (0.3,), (1.0, 0.3, 0.1)]),
+            "keep": st.sampled_from(["best", "last"]),
+            "patience": st.integers(0, 3),
+        }
+    ),
+)
+def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path_factory, killed_at, highest, values):
+    recipe, folder = changed(**values), tmp_path_factory.mktemp("whole")
+    whole = Loop(Points(recipe, highest), recipe, folder, CPU).run()
+    rows = rows_of(folder)
+
+    cut, stopped = tmp_path_factory.mktemp("cut"), killed_at >= STEPS * len(rows)
+    try:
+        Loop(Points(recipe, highest, {killed_at: Killed}), recipe, cut, CPU).run()
+        assert stopped
+    except Killed:
+        assert not stopped
+    resumed = Loop(Points(recipe, highest), recipe, cut, CPU)
+    assert all(map(equal, resumed.run(), whole))
+    assert rows_of(cut) == rows
+
+    # What is kept, and when it stops, by the figures alone.
+    names = [name for name in rows[0] if name.startswith("chance")]
+    assert len(names) == len(whole) == len(recipe.ema_momentum)
+    best, latest = max if highest else min, 0
+    for number, name in enumerate(names):
+        figures = [float(row[name]) for row in rows]
+        latest = max(latest, 1 + figures.index(best(figures)))
+        kept = copy.deepcopy(resumed.network)
+        kept.load_state_dict(whole[number])
+        assert chance(kept) == pytest.approx(best(figures) if recipe.keep == "best" else figures[-1], abs=1e-6)
+    epochs = min(recipe.epochs, latest + recipe.patience) if recipe.patience else recipe.epochs
+    assert len(rows) == epochs
+
+
+def test_a_batch_in_two_forwards_is_the_same_batch(tmp_path):
+    """Without batch norm, whose statistics are a forward's."""
+    states = []
+    for accumulate in (1, 2):
+        recipe = changed(accumulate=accumulate, ema_momentum=(1.0, 0.1))
+        task = Points(recipe)
+        task.network[1] = nn.Identity()
+        folder = tmp_path / str(accumulate)
+        folder.mkdir()
+        states.append(Loop(task, recipe, folder, CPU).run())
+    for first, second in zip(*states, strict=True):
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=0, atol=1e-6)
+
+
+def test_an_average_has_the_batch_norm_statistics_of_its_own_weights(tmp_path):
+    recipe = changed(ema_momentum=(1.0, 0.02))
+    task = Points(recipe)
+    live, average = Loop(task, recipe, tmp_path, CPU).run()
+    first = copy.deepcopy(task.network[0])
+    first.load_state_dict({"weight": average["0.weight"], "bias": average["0.bias"]})
+    with torch.no_grad():
+        seen = [first(batch) for batch in itertools.islice(task.batches(0), NORM_BATCHES)]
+    for name, statistic in (("running_mean", torch.mean), ("running_var", torch.var)):
+        expected = torch.stack([statistic(each, dim=(0, 2)) for each in seen]).mean(0)
+        torch.testing.assert_close(average[f"1.{name}"], expected)
+        assert (live[f"1.{name}"] - expected).abs().max() > 0.1
+
+
+def test_a_member_of_momentum_1_is_the_network_and_others_are_averages(tmp_path):
+    recipe = changed(ema_momentum=(0.5, 1.0), epochs=1)
+    loop = Loop(Points(recipe), recipe, tmp_path, CPU)
+    average, live = loop.run()
+    assert equal(live, loop.network.state_dict())
+    assert not torch.equal(average["0.weight"], live["0.weight"])
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_epoch_before(tmp_path, caplog, loss):
+    """The first of the third epoch's steps, so that two epochs are left and a resumed run says the same."""
+    recipe = changed(ema_momentum=(1.0, 0.1))
+    for name, happens in (("good", {2 * STEPS + 1: Killed}), ("bad", {2 * STEPS + 1: loss})):
+        (tmp_path / name).mkdir()
+        loop = Loop(Points(recipe, happens=happens), recipe, tmp_path / name, CPU)
+        if name == "good":
+            with pytest.raises(Killed):
+                loop.run()
+    for again in (loop, Loop(Points(recipe, happens=happens), recipe, tmp_path / "bad", CPU)):
+        caplog.clear()
+        kept = again.run()
+        (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+        assert f"the loss is {loss} at step {2 * STEPS + 2}; stopped, with the weights of the epochs up to 2" in warning
+        assert all(map(equal, kept, load_checkpoint(tmp_path / "good/checkpoint.pt")["kept"]))
+        assert all(value.isfinite().all() for state in kept for value in state.values())
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_ends_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step 2, .* lower learning_rate .* another --out") as error:
+        Loop(Points(RECIPE, happens={1: math.nan}), RECIPE, tmp_path, CPU).run()
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+    """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (Marzahl and Napora, "Methods")."""
+    recipe = read_plan("rtmdet_s", "rtmdet", DetectorRecipe).training
+    rates = [learning_rate_at(recipe, step, recipe.steps_an_epoch) for step in (0, 124, 249, 250, 12625, 24999, 25000)]
+    assert rates == pytest.approx([1.396e-5, 5.05e-4, 1e-3, 1e-3, 5e-4, 0, 0], rel=1e-3, abs=1e-8)
+
+
+def test_the_steps_have_the_schedules_learning_rates(tmp_path):
+    """Plain Adam moves each weight by its learning rate in the first step."""
+    recipe = changed(optimizer="adam", weight_decay=0.0, epochs=1)
+    loop = Loop(Points(recipe, happens={1: Killed}), recipe, tmp_path, CPU)
+    before = loop.network[0].weight.detach().clone()
+    with pytest.raises(Killed):
+        loop.run()
+    moved = (loop.network[0].weight.detach() - before).abs()
+    assert moved.flatten().tolist() == pytest.approx([learning_rate_at(recipe, 0, STEPS)] * 6, rel=1e-4)

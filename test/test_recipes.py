@@ -1,0 +1,154 @@
+"""Recipes: those of the project, wrong values, changes on the command line, the wrong script for a system."""
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from midog.errors import UserError
+from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options
+from resources.train import ablation, atypical, candidates, focasnet, mine, rtmdet, yolo11
+from resources.train.kit.detector import DetectorRecipe
+from resources.train.kit.recipes import SYSTEMS, read_plan
+from resources.train.kit.second_stage import CandidateRecipe
+from resources.train.kit.subtypes import AtypicalRecipe
+
+DETECTOR_TRAININGS = {"yolo11": yolo11, "rtmdet": rtmdet, "focasnet": focasnet}
+KINDS = {"candidates": CandidateRecipe, "atypical": AtypicalRecipe}
+TRAININGS = [
+    *[(name, "yolo11") for name in ("sztu", "sztu_small", "yolo11_small")],
+    *[(name, "rtmdet") for name in ("rtmdet_s", "rtmdet_tiny")],
+    *[(name, "focasnet") for name in ("focasnet", "focasnet_small")],
+    *[(name, "candidates") for name in ("sztu", "sztu_small", "focasnet", "focasnet_small", "rtmdet_two_stages")],
+    *[(name, "atypical") for name in ("convnextv2", "convnextv2_small")],
+]
+
+
+def read(name, script, *changes, seed=None):
+    return read_plan(str(name), script, KINDS.get(script, DetectorRecipe), changes, seed)
+
+
+@pytest.mark.parametrize(("name", "script"), TRAININGS)
+def test_recipes_of_the_project_are_read_and_their_networks_built(name, script):
+    plan = read(name, script)
+    with torch.device("meta"):
+        if plan.part == "detector":
+            build(DETECTORS, script, plan.detector.options)
+        else:
+            part = plan.classifier
+            build(CLASSIFIERS, part.network, classifier_options(part.network, part.options, part.input_px))
+
+
+def test_every_system_of_the_project_is_among_these():
+    assert {path.stem for path in SYSTEMS.glob("*.yaml")} == {name for name, _ in TRAININGS}
+
+
+@pytest.mark.parametrize(
+    ("script", "change", "words"),
+    [
+        ("yolo11", {"sampling": {"figures": 1}}, "training.detector.* invalid enum value 'figures'"),
+        ("yolo11", {"sampling": "even"}, "training.detector.sampling: 'even': expected"),
+        ("yolo11", {"tile": [100, 128]}, r"training.detector.tile.*: 100: expected int that's a multiple of 32"),
+        ("yolo11", {"batch": 0}, "training.detector.batch: 0: expected int >= 1"),
+        ("yolo11", {"steps_an_epoch": 0}, "training.detector.steps_an_epoch: 0: expected int >= 1"),
+        ("yolo11", {"batch": 6, "accumulate": 4}, "batch 6 does not fall into 4 forwards"),
+        ("yolo11", {"ema_momentum": []}, "training.detector.ema_momentum"),
+        ("yolo11", {"ema_momentum": [0.0]}, "training.detector.ema_momentum.*: expected float > 0"),
+        ("yolo11", {"iterations": 9}, "training.detector: unknown key iterations"),
+        ("candidates", {"augmentation": {"turn": 1}}, "training.classifier.augmentation: unknown key turn"),
+        ("candidates", {"learning_rate": -1.0}, "training.classifier.learning_rate: -1.0: expected float > 0"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(tmp_path, script, change, words):
+    values = yaml.safe_load((SYSTEMS / "sztu_small.yaml").read_text())
+    values["training"]["classifier" if script == "candidates" else "detector"] |= change
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=words) as error:
+        read(path, script)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_any_value_can_be_changed_and_the_seed():
+    changes = ["training.detector.batch=8", "detector.options.cbam=false", "training.detector.augmentation.stain=0.5"]
+    plan = read("focasnet_small", "focasnet", *changes, seed=7)
+    before = read("focasnet_small", "focasnet")
+    assert (plan.training.batch, plan.training.seed, plan.training.augmentation.stain) == (8, 7, 0.5)
+    assert plan.detector.options == before.detector.options | {"cbam": False}
+    assert before.training.seed == 0
+    recorded = plan.as_yaml()
+    assert recorded["training"]["detector"]["batch"] == 8
+    assert recorded["training"]["detector"]["seed"] == 7
+    assert recorded["detector"]["options"]["cbam"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.detector.batch", "--set training.detector.batch: KEY=VALUE expected"),
+        ("training.detektor.batch=8", "--set training.detektor.batch=8: KEY=VALUE expected"),
+        ("detector.options.cbam=[", "--set detector.options.cbam=[: KEY=VALUE expected"),
+        ("=8", "unknown key"),
+        ("batch=8", "unknown key batch"),
+        ("training.detector.btch=8", "training.detector: unknown key btch"),
+        ("training.detector.batch=many", "training.detector.batch: 'many': expected int"),
+        ("training.detector.seed=-1", "training.detector.seed: -1: expected int >= 0"),
+        ("training.detector.loss=dice", "loss 'dice' is unknown; known: focasnet"),
+        ("detector.options.backbone=34", "refuses its options"),
+        ("detector.options.width=wide", "refuses its options"),
+        ("detector.options.size=18", "refuses its options"),
+    ],
+)
+def test_changes_that_are_none_end_in_one_line(data, tmp_path, capsys, change, words):
+    from conftest import training_arguments as arguments
+
+    out = tmp_path / "refused"
+    assert focasnet.main(arguments(data, "focasnet_small", out, "--set", change)) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "right"),
+    [
+        ("yolo11_small", "rtmdet", "yolo11"),
+        ("rtmdet_tiny", "yolo11", "rtmdet"),
+        ("focasnet", "rtmdet", "focasnet or python -m resources.train.candidates"),
+        ("rtmdet_two_stages", "rtmdet", "candidates"),
+        ("rtmdet_tiny", "candidates", "rtmdet"),
+        ("convnextv2", "focasnet", "atypical"),
+        ("sztu_small", "atypical", "yolo11 or python -m resources.train.candidates"),
+    ],
+)
+def test_the_wrong_script_names_the_right_one(name, script, right):
+    with pytest.raises(UserError) as error:
+        read(name, script)
+    assert str(error.value).endswith(f"{name}.yaml: {script} does not train it; use python -m resources.train.{right}")
+
+
+@pytest.mark.parametrize("name", ["rtmdet_xl", "none.yaml"])
+def test_an_unknown_system_lists_the_known(name):
+    with pytest.raises(UserError) as error:
+        read(name, "rtmdet")
+    known = ", ".join(sorted({name for name, _ in TRAININGS}))
+    assert str(error.value) == f"{name}: no such system; give --system a .yaml file or one of {known}"
+
+
+@pytest.mark.parametrize("script", [*DETECTOR_TRAININGS.values(), candidates, atypical, mine, ablation])
+def test_help_names_the_options(script, capsys):
+    with pytest.raises(SystemExit) as done:
+        script.main(["--help"])
+    assert done.value.code == 0
+    said = capsys.readouterr().out
+    assert script.__doc__.partition("\n")[0] in " ".join(said.split())
+    assert "--out" in said
+    if script not in (mine, ablation):
+        assert all(name in said for name in ("--resume", "--seed N", "--set", "rtmdet_tiny"))
+
+
+def test_scripts_are_short():
+    for path in (ROOT / "resources/train").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 100, path
