@@ -45,6 +45,17 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Several, and other programs beside, wait for each other longer than a tiny network computes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Killed(BaseException):
     """Stands for a kill, which no handler catches."""
 

@@ -1,6 +1,7 @@
-"""Track 1's way from labelled fields to a system: losses, both trainings, a kill and a resume, evaluation."""
+"""Track 1's way from labelled fields to a system of two stages: losses, both trainings, a kill and a resume."""
 
 import csv
+import hashlib
 import os
 import shutil
 import subprocess
@@ -19,11 +20,16 @@ from PIL import Image
 from midog.engine.two_stages import SystemDetector
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, build
+from midog.models.yolo11 import YOLO11
 from midog.system import DataSource, load_system
 from resources.data.fields import read_fields
-from resources.train import candidate, evaluate_detection
+from resources.train import candidates, yolo11
+from resources.train.kit import loop
 from resources.train.kit.losses import contrastive_loss, focal_loss
-from resources.train.yolo11 import read_detector_plan
+from resources.train.kit.second_stage import features_and_logits
+from resources.train.kit.yolo11_loss import YOLO11Loss, prepare_yolo11
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TISSUE, FIGURE = (220, 160, 190), (60, 20, 90)
 
@@ -79,7 +85,7 @@ def test_fields_are_read_chosen_and_resampled(folder):
     one, two, three = read_fields([folder])
     assert (one.um_per_px[0], two.um_per_px[0], two.size) == (0.26, 0.25, (200, 200))
     assert one.figures.tolist() == [[30, 60]]
-    assert one.look_alikes.tolist() == [[9, 9]]
+    assert one.hard_negatives.tolist() == [[9, 9]]
     assert two.figures.tolist() == [[60.5, 120.5]]
     assert (two.pixels[120:122, 60:62].reshape(-1, 3) == FIGURE).all()
     assert len(three.figures) == 0
@@ -121,145 +127,188 @@ def test_selections_that_choose_nothing(folder, tmp_path):
         read_fields([tmp_path])
 
 
+def test_the_loss_of_yolo11_is_ultralytics(monkeypatch):
+    """Of the same weights on the same batch, one image of which has no figure; first biases and gradients, too."""
+    loss = YOLO11Loss()
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    theirs = DetectionModel("yolo11n.yaml", nc=1, verbose=False).train()
+    theirs.args = get_cfg()
+    ours = YOLO11("n").train()
+    prepare_yolo11(ours)
+    first = {name: value for name, value in theirs.state_dict().items() if name.endswith("2.bias")}
+    assert len(first) == 6
+    for name, value in first.items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    ours.load_state_dict(theirs.state_dict())
+
+    images = torch.rand(3, 3, 64, 96)
+    truths = [torch.tensor([[10.0, 5, 60, 55], [50, 20, 96, 64]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 30, 40]])]
+    boxes = torch.cat(truths) / torch.tensor([96, 64, 96, 64])
+    batch = {
+        "img": images,
+        "batch_idx": torch.tensor([0, 0, 2]),
+        "cls": torch.zeros(3, 1),
+        "bboxes": torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1),
+    }
+    expected, got = theirs.loss(batch)[0].sum(), loss(ours, images, truths)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
+    expected.backward()
+    got.backward()
+    gradient = theirs.model[0].conv.weight.grad
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(ours.model[0].conv.weight.grad, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())
+
+
 @pytest.fixture(scope="module")
 def system(data):
     """The paper's recipe, with every augmentation it names, shrunk; the path of its YAML."""
     values = yaml.safe_load((ROOT / "resources/systems/sztu.yaml").read_text())
     values["system"] = "tiny"
     # After so few steps every score is about the network's first: one in 1,000.
-    values["detector"] |= {"tile": 64, "score_threshold": 1e-4}
+    values["detector"] |= {"tile": [64, 64], "score_threshold": 1e-4}
     values["detector"]["options"]["scale"] = "n"
     recipes = values["training"]
-    recipes["detector"] |= {"tile": 64, "epochs": 2, "tiles_an_epoch": 8, "batch": 4}
+    recipes["detector"] |= {"tile": [64, 64], "epochs": 2, "steps_an_epoch": 2, "batch": 4, "half_precision": False}
     recipes["detector"]["augmentation"]["mosaic_epochs"] = 1
     values["classifier"] |= {"options": {"name": "test_convnext"}, "input_px": 32}
-    recipes["classifier"] |= {"epochs": 3, "crops_an_epoch": 16, "batch": 8, "least_score": 1e-4}
+    recipes["classifier"] |= {"epochs": 3, "steps_an_epoch": 2, "batch": 8, "score_threshold": 1e-4}
     path = data / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
 
 @pytest.fixture(scope="module")
-def killed(data, system):
-    """A training of the detector, killed after its first epoch; its folder."""
-    from resources.train import detector, yolo_trainer
+def said(data, system):
+    """What YOLO11's training is called with: seed 7, crops of one class alone and a list of hard negatives."""
+    (data / "figures").mkdir()
+    shutil.copytree(data / "crops/crops", data / "figures/crops")
+    (data / "figures/labels.csv").write_text("file,label\ncrops/0.png,0\ncrops/1.png,0\n")
+    rows = ["set,image,x,y,label,score", "fields,0.png,128,128,non-mitotic figure,0.9"]
+    (data / "mined.csv").write_text("\n".join([*rows, ""]))
 
-    out = data / "detector"
-    whole = yolo_trainer.YOLO11Trainer.save_model
+    def command(out, *more):
+        own = ["--seed", "7", "--mined", str(data / "mined.csv"), "--crops", str(data / "figures")]
+        return arguments(data, system, data / out, *own, *more)
 
-    def save_and_die(trainer):
-        whole(trainer)
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_CONFIG_DIR", str(data / "settings"))
-        patch.setenv("YOLO_VERBOSE", "False")
-        patch.setattr(yolo_trainer.YOLO11Trainer, "save_model", save_and_die)
-        with pytest.raises(Killed):
-            detector.main(arguments(data, system, out))
-    return out
+    return command
 
 
-@pytest.fixture(scope="module")
-def resumed(data, system, killed):
-    """The same folder after a second process ended it, with nothing but an empty home; what that one said."""
-    home = data / "home"
-    home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("YOLO_", "XDG_"))}
-    environment |= {"HOME": str(home), "TMPDIR": str(home)}
-    command = [sys.executable, ROOT / "resources/train/detector.py", *arguments(data, system, killed, "--resume")]
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done
-
-
-def test_a_run_is_not_mixed_with_another(data, system, killed, capsys):
-    from resources.train import detector
-
-    assert detector.main(arguments(data, system, killed)) == 1
-    assert "give --resume" in capsys.readouterr().err
-    assert detector.main(arguments(data, system, killed, "--resume", "--seed", "1")) == 1
-    assert "another recipe" in capsys.readouterr().err
-    assert detector.main(arguments(data / "nowhere", system, data / "typo")) == 1
-    assert not (data / "typo").exists()
-
-
-def test_a_killed_detector_goes_on_with_its_second_epoch(data, killed, resumed):
-    rows = list(csv.DictReader((killed / "results.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    model = load_system(killed / "model/tiny")
-    assert model.made.data == (DataSource(set="fields", cases=("case0",)), DataSource(set="crops"))
-    assert model.classifier is None
-    assert model.training["detector"]["epochs"] == 2
-    assert sorted(path.name for path in killed.iterdir()) == sorted(
-        ["args.yaml", "finished", "model", "recipe.yaml", "results.csv", "ultralytics", "weights"]
-    )
-
-
-def test_a_detectors_training_keeps_to_its_folder_and_says_little(data, resumed):
-    assert [str(path) for path in (data / "home").rglob("*") if path.is_file()] == []
-    lines = resumed.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["training", "epoch", "validation"]
-    assert lines[1].startswith("epoch 2, box_loss ")
-    assert resumed.stderr == ""
-
-
-@pytest.mark.parametrize("marked", [True, False])  # without the mark: killed between the last epoch and the export
-def test_a_finished_detector_is_only_exported_again(data, system, killed, resumed, marked, monkeypatch):
-    from resources.train import detector, yolo_trainer
-
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(data / "settings"))
-    monkeypatch.setattr(yolo_trainer.YOLO11Trainer, "train", lambda trainer: pytest.fail("trained again"))
-    before = (killed / "model/tiny/detector.safetensors").read_bytes()
-    shutil.rmtree(killed / "model")
-    if not marked:
-        (killed / "finished").unlink()
-    assert detector.main(arguments(data, system, killed, "--resume")) == 0
-    assert (killed / "model/tiny/detector.safetensors").read_bytes() == before
-
-
-def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(
-    data, system, killed, resumed, monkeypatch, capsys, caplog
-):
-    def train(out, *more):
-        return candidate.main(arguments(data, system, data / out, "--detector", str(killed / "model/tiny"), *more))
-
-    assert train("whole") == 0
-    saved = candidate.save_checkpoint
+def die_after(patch, epochs):
+    """Kill the training after so many epochs' checkpoints."""
+    saved = loop.save_checkpoint
 
     def save_and_die(path, state):
         saved(path, state)
-        if len(state["rows"]) == 2:
+        if len(state["rows"]) == epochs:
             raise Killed
 
-    monkeypatch.setattr(candidate, "save_checkpoint", save_and_die)
-    with pytest.raises(Killed):
-        train("cut")
-    monkeypatch.setattr(candidate, "save_checkpoint", saved)
-    assert train("cut", "--resume", "--field-um", "16") == 1
-    assert "another recipe" in capsys.readouterr().err
+    patch.setattr(loop, "save_checkpoint", save_and_die)
+
+
+@pytest.fixture(scope="module")
+def whole(data, said):
+    """The folder of a training of the detector."""
+    assert yolo11.main(said("whole")) == 0
+    return data / "whole"
+
+
+@pytest.fixture(scope="module")
+def killed(data, said):
+    """A training of the detector, killed after its first epoch; its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        die_after(patch, 1)
+        with pytest.raises(Killed):
+            yolo11.main(said("killed"))
+    return data / "killed"
+
+
+def test_a_run_is_not_mixed_with_another(data, said, killed, capsys):
+    def refused(*more):
+        assert yolo11.main(said("killed", *more)) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "give --resume" in refused()
+    assert "plan.training.detector.seed was 7, is 1); give another --out" in refused("--resume", "--seed", "1")
+    mined = data / "mined.csv"
+    before = mined.read_text()
+    mined.write_text(before.replace("128,128", "100,100"))
+    assert "(mined.0.sha256 was " in refused("--resume")
+    mined.write_text(before)
+    assert yolo11.main(arguments(data / "nowhere", data / "tiny.yaml", data / "typo")) == 1
+    assert not (data / "typo").exists()
+
+
+def test_a_killed_detector_resumes_to_the_same_weights_in_another_process(data, said, whole, killed):
+    """Which leaves nothing in the user's home and says nothing but news."""
+    home = data / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("YOLO_", "XDG_"))}
+    environment |= {"HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "resources.train.yolo11", *said("killed", "--resume")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["reading", "training", "yolo11:", "validation"]
+    assert "epoch 2 of 2, training_loss " in done.stdout
+    for path in sorted((whole / "model/tiny").iterdir()):
+        assert path.read_bytes() == (killed / "model/tiny" / path.name).read_bytes()
+    assert (whole / "epochs.csv").read_text() == (killed / "epochs.csv").read_text()
+
+
+def test_an_exported_detector_says_what_it_was_made_from(data, whole):
+    assert [row["epoch"] for row in csv.DictReader((whole / "epochs.csv").open())] == ["1", "2"]
+    model = load_system(whole / "model/tiny")
+    sha256 = hashlib.sha256((data / "mined.csv").read_bytes()).hexdigest()
+    fields = DataSource(set="fields", cases=("case0",), mined_sha256=sha256)
+    assert model.made.data == (fields, DataSource(set="figures"))
+    assert model.classifier is None
+    assert model.training["detector"]["seed"] == 7
+    assert model.training["detector"]["epochs"] == 2
+
+
+def test_a_finished_detector_is_only_exported_again(said, whole, monkeypatch):
+    monkeypatch.setattr(loop.Loop, "_step", lambda *arguments: pytest.fail("trained again"))
+    before = (whole / "model/tiny/detector.safetensors").read_bytes()
+    shutil.rmtree(whole / "model")
+    assert yolo11.main(said("whole", "--resume")) == 0
+    assert (whole / "model/tiny/detector.safetensors").read_bytes() == before
+
+
+def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, whole, monkeypatch, capsys, caplog):
+    def train(out, *more):
+        return candidates.main(arguments(data, system, data / out, "--detector", str(whole / "model/tiny"), *more))
+
+    assert train("classifier") == 0
+    with monkeypatch.context() as patch:
+        die_after(patch, 2)
+        with pytest.raises(Killed):
+            train("cut")
+    capsys.readouterr()
+    assert train("cut", "--resume", "--set", "classifier.field_um=16.0") == 1
+    assert "another recipe or other data (plan.classifier.field_um was 0.0, is 16.0)" in capsys.readouterr().err
     assert train("cut", "--resume") == 0
     for name in ("classifier.safetensors", "model.yaml"):
-        assert (data / "whole/model/tiny" / name).read_bytes() == (data / "cut/model/tiny" / name).read_bytes()
+        assert (data / "classifier/model/tiny" / name).read_bytes() == (data / "cut/model/tiny" / name).read_bytes()
     assert [row["epoch"] for row in csv.DictReader((data / "cut/epochs.csv").open())] == ["1", "2", "3"]
 
-    model = load_system(data / "whole/model/tiny")
     caplog.clear()
+    model = load_system(data / "classifier/model/tiny")
     found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert len(found) > 0
     assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
     assert caplog.messages == []
-    capsys.readouterr()
-    assert evaluate_detection.main(["--model", str(data / "whole/model"), "--data", f"{data}/fields:case1"]) == 0
-    row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[0] == "fields:case1"
-    assert (int(row[1]) + int(row[3]), int(row[-1])) == (3, len(found))
 
 
-def test_a_detector_of_several_members_that_find_nothing(data, system, killed, resumed):
+def test_a_detector_of_several_members_that_find_nothing(data, system, whole):
     """Finding nothing is no reason to stop, and the export keeps the members and the views."""
     folder = data / "several"
-    shutil.copytree(killed / "model/tiny", folder)
+    shutil.copytree(whole / "model/tiny", folder)
     shutil.copyfile(folder / "detector.safetensors", folder / "second.safetensors")
     values = yaml.safe_load((folder / "model.yaml").read_text())
     first = values["detector"]["members"][0]
@@ -268,10 +317,10 @@ def test_a_detector_of_several_members_that_find_nothing(data, system, killed, r
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
     values = yaml.safe_load(system.read_text())
     values["detector"]["score_threshold"] = 1.0
-    values["training"]["classifier"] |= {"least_score": 1.0, "epochs": 1}
+    values["training"]["classifier"] |= {"score_threshold": 1.0, "epochs": 1}
     path = data / "blind.yaml"
     path.write_text(yaml.safe_dump(values))
-    assert candidate.main(arguments(data, path, data / "blind", "--detector", str(folder))) == 0
+    assert candidates.main(arguments(data, path, data / "blind", "--detector", str(folder))) == 0
     exported = load_system(data / "blind/model/tiny")
     assert exported.made.metrics["validation_f1_two_stages"] == 0
     assert exported.detector.members == load_system(folder).detector.members
@@ -285,35 +334,7 @@ def test_features_and_logits_are_the_networks_own():
         ("convnextv2", {"widths": [8, 16], "depths": [1, 1], "stem": "early"}),
     ):
         network = build(CLASSIFIERS, name, options).eval()
-        features, logits = candidate.features_and_logits(network, crops)
+        features, logits = features_and_logits(network, crops)
         torch.testing.assert_close(logits, network(crops)[:, 0])
         assert features.shape[0] == 2
         assert features.ndim == 2
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "words"),
-    [
-        ("detector", {"shares": {"figures": 1}}, "training.detector.* invalid enum value 'figures'"),
-        ("detector", {"tiles_an_epoch": 3}, "at least one batch"),
-        ("detector", {"tile": 100}, "training.detector.tile: 100: expected int that's a multiple of 32"),
-        ("detector", {"batch": 0}, "training.detector.batch: 0: expected int >= 1"),
-        ("classifier", {"augmentation": {"turn": 1}}, "training.classifier.augmentation: unknown key turn"),
-        ("classifier", {"learning_rate": -1.0}, "training.classifier.learning_rate: -1.0: expected float > 0"),
-    ],
-)
-def test_recipes_that_cannot_be_followed(system, tmp_path, part, change, words):
-    values = yaml.safe_load(system.read_text())
-    values["training"][part] |= change
-    path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match=words):
-        (read_detector_plan if part == "detector" else candidate.read_candidate_plan)(str(path))
-
-
-@pytest.mark.parametrize("name", ["sztu", "sztu_small"])
-def test_recipes_of_the_project_are_read(name):
-    read_detector_plan(name)
-    part = candidate.read_candidate_plan(name).system.classifier
-    with torch.device("meta"):
-        build(CLASSIFIERS, part.network, part.options)

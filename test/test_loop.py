@@ -19,6 +19,8 @@ from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at
 from resources.train.kit.recipes import LoopRecipe, read_plan
 from resources.train.kit.run import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 STEPS = 3  # an epoch
 RECIPE = LoopRecipe(
@@ -43,15 +45,6 @@ RECIPE = LoopRecipe(
 
 
 POINTS = torch.randn(500, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Several wait for each other longer than such a network computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def chance(network):

@@ -1,20 +1,25 @@
-"""The plain detection loop: a kill and a resume, the schedule, members, and what variants.py makes of them."""
+"""The detectors' trainings as users run them: a kill and a resume, members, losses that are not finite, ablation."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
+from safetensors.torch import load_file
 
 from midog.engine.two_stages import SystemDetector
-from midog.models import CLASSIFIERS, DETECTORS, build
 from midog.system import load_system
 from resources.data.fields import read_fields
-from resources.train import candidate, detection_loop, focasnet, rtmdet, variants
-from resources.train.common import read_plan
-from resources.train.detection_loop import LoopRecipe
+from resources.train import ablation, focasnet, rtmdet
+from resources.train.kit import loop
+from resources.train.kit.rtmdet_loss import RTMDetLoss
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {
     "rtmdet_s": {"size": "tiny"},
@@ -29,6 +34,28 @@ SMALL = {
     },
 }
 SCRIPTS = {"rtmdet_s": rtmdet, "focasnet": focasnet}
+CHANGE = ["--set", "training.detector.batch=2", "training.detector.accumulate=1"]
+STEPS = 2  # an epoch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_forwards_for_batch_norm():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "NORM_BATCHES", 2)
+        yield
+
+
+def shrunk(data, name):
+    """A published recipe with two epochs of two steps, and one average; the path of its YAML."""
+    values = yaml.safe_load((ROOT / f"resources/systems/{name}.yaml").read_text())
+    # After so few steps every score is about the network's first, one in 100: few candidates are quick to join.
+    values["detector"] |= {"tile": [256, 256], "score_threshold": 0.02, "views": 1, "options": SMALL[name]}
+    values["training"]["detector"] |= {"tile": [64, 96], "epochs": 2, "steps_an_epoch": STEPS, "warmup_epochs": 1}
+    values["training"]["detector"] |= {"batch": 4, "accumulate": 2, "validation_tiles": 3}
+    values["training"]["detector"] |= {"ema_momentum": [1.0, 0.9], "half_precision": False}
+    path = data / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -39,16 +66,7 @@ def paper(request):
 
 @pytest.fixture(scope="module")
 def system(data, paper):
-    """The recipe, shrunk; the path of its YAML."""
-    values = yaml.safe_load((ROOT / f"resources/systems/{paper}.yaml").read_text())
-    # After so few steps every score is about the network's first, one in 100: few candidates are quick to join.
-    values["detector"] |= {"tile": 256, "score_threshold": 0.02, "views": 1, "options": SMALL[paper]}
-    values["training"]["detector"] |= {"tile": [64, 96], "iterations": 4, "batch": 4, "accumulate": 2}
-    values["training"]["detector"] |= {"warmup_iterations": 2, "validate_every": 2, "validation_tiles": 3}
-    values["training"]["detector"] |= {"average_rates": [0.9, 0.8], "half_precision": False}
-    path = data / f"{paper}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return shrunk(data, paper)
 
 
 @pytest.fixture(scope="module")
@@ -58,80 +76,111 @@ def whole(data, paper, system):
     return data / f"whole_{paper}"
 
 
-def test_a_killed_run_resumes_to_the_same_weights(data, paper, system, whole, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights(data, paper, system, whole, monkeypatch, capsys):
     train, cut = SCRIPTS[paper].main, data / f"cut_{paper}"
-    saved = detection_loop.save_checkpoint
+    saved = loop.save_checkpoint
 
     def save_and_die(path, state):
         saved(path, state)
         raise Killed
 
-    monkeypatch.setattr(detection_loop, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
         train(arguments(data, system, cut))
-    monkeypatch.setattr(detection_loop, "save_checkpoint", saved)
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
     assert train(arguments(data, system, cut, "--resume")) == 0
     for path in sorted((whole / "model" / paper).iterdir()):
         assert path.read_bytes() == (cut / "model" / paper / path.name).read_bytes()
-    assert [row["iteration"] for row in csv.DictReader((whole / "iterations.csv").open())] == ["2", "4"]
+    assert [row["epoch"] for row in csv.DictReader((whole / "epochs.csv").open())] == ["1", "2"]
+    assert sorted(path.name for path in cut.iterdir()) == sorted(
+        ["checkpoint.pt", "epochs.csv", "model", "recipe.yaml", "train.log"]
+    )
+    capsys.readouterr()
+    assert train(arguments(data, system, cut, "--resume", *CHANGE)) == 1
+    said = capsys.readouterr().err
+    assert "another recipe or other data (plan.training.detector.batch was 4, is 2); give another --out" in said
+    assert said.count("\n") == 1
 
 
-def test_raw_weights_and_averages_are_the_members(data, paper, whole):
+def test_the_networks_own_weights_and_averages_are_the_members(data, paper, whole):
     model = load_system(whole / "model" / paper)
-    assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(3)]
-    assert len({each.sha256 for each in model.detector.members}) == 3
+    assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(2)]
+    assert len({each.sha256 for each in model.detector.members}) == 2
     found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
 
 
 def test_variants_are_systems_with_their_own_operating_points(data, paper, whole, tmp_path, capsys):
     said = ["--model", str(whole / "model"), "--system", paper, "--validation", f"{data}/fields:case1"]
-    assert variants.main([*said, "--out", str(tmp_path), "--device", "cpu"]) == 0
-    names = ["member0", "member1", "member2", "average", "weighted_box_fusion"]
+    assert ablation.main([*said, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    names = ["member0", "member1", "average", "weighted_box_fusion"]
     names += [f"average_{views}_views" for views in (2, 4, 8)]
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["variant", *names]
     for name in names:
         model = load_system(tmp_path / name)
-        assert len(model.detector.members) == (1 if name.startswith("member") else 3)
+        assert len(model.detector.members) == (1 if name.startswith("member") else 2)
         assert set(model.made.metrics) == {"validation_average_precision", "validation_f1", "validation_threshold"}
+    assert ablation.main([*said, "--out", str(tmp_path), "--only", "member9"]) == 1
+    assert "--only member9: unknown; known: member0, " in capsys.readouterr().err
 
 
-def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
-    """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (paper, "Methods")."""
-    plan = read_plan("rtmdet_s", 1, "detector", LoopRecipe)
-    loop = object.__new__(detection_loop.DetectionLoop)
-    loop.recipe, rates = plan.training, []
-    for loop.done in (0, 124, 249, 250, 12625, 24999):
-        rates.append(loop._learning_rate())
-    assert rates == pytest.approx([1.396e-5, 5.05e-4, 1e-3, 1e-3, 5e-4, 0], rel=1e-3, abs=1e-8)
+@pytest.fixture
+def train_to_a_loss_of_nan(data, monkeypatch):
+    """Train RTMDet, whose loss is nan from a step on; returns the exit code."""
+
+    def train(out, step):
+        steps = 0
+
+        class Diverging(RTMDetLoss):
+            def __call__(self, network, images, truths):
+                nonlocal steps
+                steps += network.training
+                loss = super().__call__(network, images, truths)
+                return loss * float("nan") if network.training and steps > step else loss
+
+        monkeypatch.setattr(rtmdet, "RTMDetLoss", Diverging)
+        return rtmdet.main(arguments(data, shrunk(data, "rtmdet_s"), out, *CHANGE))
+
+    return train
 
 
-@pytest.mark.parametrize("name", ["rtmdet_s", "rtmdet_tiny", "focasnet", "focasnet_small"])
-def test_recipes_of_the_project_are_read(name):
-    part = read_plan(name, 1, "detector", LoopRecipe).system.detector
-    with torch.device("meta"):
-        build(DETECTORS, part.network, part.options)
+def test_a_loss_of_nan_in_the_second_epoch_leaves_the_weights_of_the_first(train_to_a_loss_of_nan, tmp_path, capsys):
+    """With values changed on the command line, which are recorded."""
+    assert train_to_a_loss_of_nan(tmp_path, STEPS) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == 1
+    assert f"the loss is nan at step {STEPS + 1}; stopped, with the weights of the epochs up to 1" in warnings[0]
+    kept = torch.load(tmp_path / "checkpoint.pt")["kept"]
+    for number, state in enumerate(kept):
+        exported = load_file(tmp_path / f"model/rtmdet_s/member{number}.safetensors")
+        for name, value in exported.items():
+            assert torch.equal(value, state[name].half() if state[name].is_floating_point() else state[name])
+            assert value.isfinite().all()
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "epochs.csv").open())] == ["1"]
+    for path, inside in (("recipe.yaml", "plan"), ("model/rtmdet_s/model.yaml", None)):
+        values = yaml.safe_load((tmp_path / path).read_text())
+        assert (values[inside] if inside else values)["training"]["detector"]["batch"] == 2
 
 
-@pytest.mark.parametrize("name", ["rtmdet_two_stages", "focasnet", "focasnet_small"])
-def test_second_stages_of_the_project_are_read(name):
-    part = candidate.read_candidate_plan(name).system.classifier
-    with torch.device("meta"):
-        build(CLASSIFIERS, part.network, part.options)
+def test_a_loss_of_nan_in_the_first_epoch_is_an_error(train_to_a_loss_of_nan, tmp_path, capsys):
+    assert train_to_a_loss_of_nan(tmp_path, 1) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "warning: " in line]
+    assert f"error: {tmp_path}: the loss is nan at step 2, before the first validation; give a lower" in line
+    assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("option", ["cbam", "size=18", "backbone=34", "width=wide", "cbam=["])
-def test_options_that_no_network_takes(data, option, capsys):
-    assert focasnet.main(arguments(data, "focasnet_small", data / "refused", "--options", option)) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not (data / "refused").exists()
-
-
-def test_a_system_of_another_network_is_refused(data, capsys):
-    assert rtmdet.main(arguments(data, "yolo11_small", data / "refused")) == 1
-    assert "its detector is yolo11; choose a system of rtmdet" in capsys.readouterr().err
-    assert rtmdet.main(arguments(data, "rtmdet_two_stages", data / "refused")) == 1
-    assert "no training.detector; choose a system that has a recipe" in capsys.readouterr().err
-    assert rtmdet.main(arguments(data, "convnextv2", data / "refused")) == 1
-    assert "is for Track 2; choose a system for Track 1" in capsys.readouterr().err
-    assert not (data / "refused").exists()
+def test_two_processes_train_one_detector(data, tmp_path):
+    values = yaml.safe_load(shrunk(data, "rtmdet_s").read_text())
+    values["training"]["detector"] |= {"epochs": 1, "ema_momentum": [1.0, 0.1], "keep": "last"}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "resources.train.rtmdet", *arguments(data, path, tmp_path / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(load_system(tmp_path / "out/model/rtmdet_s").detector.members) == 2
+    (row,) = csv.DictReader((tmp_path / "out/epochs.csv").open())
+    assert float(row["training_loss"]) > 0
+    for said in (done.stdout, (tmp_path / "out/train.log").read_text()):  # by one of the two
+        assert said.count("epoch 1 of 1") == said.count("exported") == 1

@@ -1,4 +1,4 @@
-"""Mining look-alikes: what is mined, where it comes back, and every refusal in one line."""
+"""Mining hard negatives: what is mined, where it comes back, and every refusal in one line."""
 
 import hashlib
 from dataclasses import replace
@@ -15,8 +15,9 @@ from midog.system import DataSource
 from resources.data import synthetic
 from resources.data.fields import add_mined, read_fields
 from resources.train import mine
-from resources.train.yolo11 import parse_arguments as parse_training
-from resources.train.yolo11 import sources_of
+from resources.train.kit.export import data_sources
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIGURE = (60.0, 60.0)
 # Where a stub detects in every field, in px of its .25 um, and with what score.
@@ -66,15 +67,15 @@ def run(out, *data, more=()):
 def test_what_is_mined_comes_back_where_it_was_found(folder, detector, tmp_path, capsys):
     out = tmp_path / "new" / "mined.csv"
     assert run(out, folder) == 0
-    assert capsys.readouterr().out == f"{out}: 2 images, 0.01 mm2, 8 detections, 4 look-alikes (800.0 a mm2)\n"
+    assert capsys.readouterr().out == f"{out}: 2 images, 0.01 mm2, 8 detections, 4 hard negatives (800.0 a mm2)\n"
     assert [path.name for path in out.parent.iterdir()] == ["mined.csv"]
     table = pd.read_csv(out)
     assert table.columns.tolist() == ["set", "image", "x", "y", "label", "score"]
     assert table.groupby("image").first().loc["coarse.png"].tolist() == ["set", 29.75, 55.25, "non-mitotic figure", 0.8]
     assert table.groupby("image").first().loc["fine.png"].tolist() == ["set", 60, 111, "non-mitotic figure", 0.8]
     for before, after in zip(read_fields([folder]), add_mined(read_fields([folder]), [out]), strict=True):
-        assert after.look_alikes.dtype == np.float32
-        assert after.look_alikes == pytest.approx(np.array([[60, 111], [150, 20]]))
+        assert after.hard_negatives.dtype == np.float32
+        assert after.hard_negatives == pytest.approx(np.array([[60, 111], [150, 20]]))
         assert np.array_equal(after.figures, before.figures)
 
 
@@ -131,14 +132,14 @@ def test_a_cell_is_added_once_and_a_figure_never(folder, tmp_path):
         "set,fine.png,150,51,non-mitotic figure,.9",
     )
     fine, coarse = add_mined(read_fields([folder]), [first, second])
-    assert fine.look_alikes.tolist() == [[150, 20], [150, 51]]
-    assert coarse.look_alikes.tolist() == []
-    labelled = replace(fine, look_alikes=np.array([[150, 35]], np.float32))
-    assert add_mined([labelled], [first, second])[0].look_alikes.tolist() == [[150, 35]]
+    assert fine.hard_negatives.tolist() == [[150, 20], [150, 51]]
+    assert coarse.hard_negatives.tolist() == []
+    labelled = replace(fine, hard_negatives=np.array([[150, 35]], np.float32))
+    assert add_mined([labelled], [first, second])[0].hard_negatives.tolist() == [[150, 35]]
 
 
 def test_without_files_nothing_changes(folder):
-    assert [len(field.look_alikes) for field in add_mined(read_fields([folder]), [])] == [0, 0]
+    assert [len(field.hard_negatives) for field in add_mined(read_fields([folder]), [])] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -162,19 +163,22 @@ def test_files_that_cannot_be_added(folder, tmp_path, row, columns, words):
 
 
 def test_a_file_that_is_not_there(folder, tmp_path):
-    with pytest.raises(UserError, match=r"none.csv: cannot be read .* make it with resources/train/mine.py"):
+    with pytest.raises(UserError, match=r"none.csv: cannot be read .* make it with midog train mine"):
         add_mined(read_fields([folder]), [tmp_path / "none.csv"])
 
 
-def test_a_training_names_what_it_was_given(folder, tmp_path):
-    mined = write_mined(tmp_path / "mined.csv")
+def test_a_training_names_what_it_was_given_and_lists_at_the_sets_that_their_rows_lie_in(folder, tmp_path):
+    """Two lists for the first set, of which the second has rows in another set, too, and one for a set not learnt."""
+    both = "set,fine.png,1,2,non-mitotic figure,.9", "two,a.png,1,2,non-mitotic figure,.9"
+    lists = [write_mined(tmp_path / "a.csv", both[0]), write_mined(tmp_path / "b.csv", *both)]
+    lists.append(write_mined(tmp_path / "c.csv", "other,a.png,1,2,non-mitotic figure,.9"))
+    first, second, _ = (hashlib.sha256(path.read_bytes()).hexdigest() for path in lists)
     data = [str(folder), "d/two:A1,A2*", "d/three:-B1", f"{folder}:um_per_px=0.5"]
-    given = ["--data", *data, "--mined", str(mined), "--crops", "c/crops", "--validation", "v"]
-    assert sources_of(parse_training([*given, "--system", "s", "--out", "o"])) == (
-        DataSource(set="set"),
-        DataSource(set="two", cases=("A1", "A2*")),
+    in_set = ",".join(sorted([first, second]))
+    assert data_sources(data, map(str, lists), ["c/crops"]) == (
+        DataSource(set="set", mined_sha256=in_set),
+        DataSource(set="two", cases=("A1", "A2*"), mined_sha256=second),
         DataSource(set="three", without=("B1",)),
-        DataSource(set="set", cases=("coarse.png",)),
-        DataSource(set="mined.csv", mined_sha256=hashlib.sha256(mined.read_bytes()).hexdigest()),
+        DataSource(set="set", cases=("coarse.png",), mined_sha256=in_set),
         DataSource(set="crops"),
     )

@@ -31,7 +31,6 @@ SCALES = {  # depth, width, largest number of channels
 }
 STRIDES = (8, 16, 32)
 OUTPUT_BLOCKS = (16, 19, 22)  # the neck's layers that feed the detection head, from fine to coarse
-ATTENTION_BLOCK = 10
 BINS = 16  # of the distance from an anchor point to each side of a box, in strides
 
 
