@@ -203,6 +203,22 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_ends_in_one_line(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_weights_that_cannot_be_judged_are_not_kept(tmp_path, caplog, epoch):
+    """A finite loss with a gradient that is none: the validation is the first to see it."""
+    task = Points(RECIPE)
+    task.validate = lambda member: {"chance": math.nan if task.step + 1 == epoch * STEPS else 0.5}
+    loop = Loop(task, RECIPE, tmp_path, CPU)
+    if epoch == 1:
+        with pytest.raises(UserError, match="before the first good validation"):
+            loop.run()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert equal(loop.run()[0], load_checkpoint(tmp_path / "checkpoint.pt")["kept"][0])
+        assert "with the weights of the epochs up to 1" in caplog.text
+        assert len(rows_of(tmp_path)) == 1
+
+
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     """From 1e-5 to 1e-3 in 250 steps, to 0 at step 25,000 (Marzahl and Napora, "Methods")."""
     recipe = read_plan("rtmdet_s", "rtmdet", DetectorRecipe).training

@@ -165,7 +165,7 @@ def test_a_loss_of_nan_in_the_second_epoch_leaves_the_weights_of_the_first(train
 def test_a_loss_of_nan_in_the_first_epoch_is_an_error(train_to_a_loss_of_nan, tmp_path, capsys):
     assert train_to_a_loss_of_nan(tmp_path, 1) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line or "warning: " in line]
-    assert f"error: {tmp_path}: the loss is nan at step 2, before the first validation; give a lower" in line
+    assert f"error: {tmp_path}: the loss is nan at step 2, before the first good validation; give a lower" in line
     assert not (tmp_path / "model").exists()
 
 

@@ -290,7 +290,7 @@ def test_a_loss_that_becomes_nan_leaves_the_last_good_epoch(table, system, tmp_p
 def test_a_loss_that_is_nan_at_once_is_one_line(table, system, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subtypes, "soft_binary_loss", spoilt(subtypes.soft_binary_loss, 0))
     assert train(table, system, tmp_path / "out", "--folds", "0") == 1
-    assert "the loss is nan at step 1, before the first validation; give a lower" in capsys.readouterr().err
+    assert "the loss is nan at step 1, before the first good validation; give a lower" in capsys.readouterr().err
     assert not (tmp_path / "out/model").exists()
 
 

@@ -114,10 +114,9 @@ class Loop:
         self.processes = processes or Processes()
         layout = memory_format_of(task.network)
         self.network = task.network.to(device, memory_format=layout)  # type: ignore[call-overload]
-        trainee: nn.Module = _WithLoss(task)
-        self.trainee = trainee
+        self.trainee: nn.Module = _WithLoss(task)
         if self.processes.world > 1:
-            self.trainee = nn.parallel.DistributedDataParallel(trainee)
+            self.trainee = nn.parallel.DistributedDataParallel(self.trainee)
         self.averages = {
             number: ModelEmaV3(
                 self.network, 1 - momentum, use_warmup=True, warmup_gamma=recipe.ema_warmup, warmup_power=1.0
@@ -165,10 +164,8 @@ class Loop:
             if self.processes.first(0 < self.recipe.patience <= epoch - self.best_epoch):
                 break
             loss = self._train_epoch(epoch, batches)
-            if loss is None:
+            if loss is None or not self.processes.first(not self.processes.is_first or self._end_epoch(epoch, loss)):
                 break
-            if self.processes.is_first:
-                self._end_epoch(epoch, loss)
         self.bar.close()
         return self.kept
 
@@ -206,17 +203,27 @@ class Loop:
             average.update(self.network, step + 2)  # timm counts from 1, and begins to average at 2
         return total
 
-    def _end_epoch(self, epoch: int, loss: float) -> None:
-        """Validate every member, keep what is to be kept, write the checkpoint and the log."""
+    def _end_epoch(self, epoch: int, loss: float) -> bool:
+        """Validate every member, keep what is to be kept, write the checkpoint and the log.
+
+        Returns:
+            False, and nothing is kept or written, if the figure that chooses is not finite for a member.
+        """
         row: dict[str, Any] = {"epoch": epoch + 1, "training_loss": loss}
         several = len(self.members) > 1
+        criteria = []
         for number, member in enumerate(self.members):
             if number in self.averages:
                 self._measure_norms(member)
             with torch.no_grad():
                 figures = self.task.validate(member.eval())
             row |= {f"{name}_{number}" if several else name: value for name, value in figures.items()}
-            self._keep(number, member, figures[self.task.criterion], epoch + 1)
+            criteria.append(figures[self.task.criterion])
+        if not all(map(math.isfinite, criteria)):
+            self._diverged(epoch, (epoch + 1) * self.task.steps_an_epoch - 1, math.nan)
+            return False
+        for number, (member, figure) in enumerate(zip(self.members, criteria, strict=True)):
+            self._keep(number, member, figure, epoch + 1)
         self.rows.append(row)
         self._save()
         write_rows(self.folder / "epochs.csv", self.rows)
@@ -224,14 +231,14 @@ class Loop:
         said = ", ".join(f"{name} {value:.4g}" for name, value in list(row.items())[1:])
         steps = (epoch + 1) * self.task.steps_an_epoch
         logger.info("%s: epoch %d of %d, %s; %s", self.title, epoch + 1, self.recipe.epochs, said, self._left(steps))
+        return True
 
     def _keep(self, number: int, member: nn.Module, figure: float, epoch: int) -> None:
         best = self.best_figures[number]
-        finite = math.isfinite(figure)
-        better = finite and (best is None or (figure > best if self.task.highest else figure < best))
+        better = best is None or (figure > best if self.task.highest else figure < best)
         if better:
             self.best_figures[number], self.best_epoch = figure, epoch
-        if better or (finite and self.recipe.keep == "last") or len(self.kept) == number:
+        if better or self.recipe.keep == "last":
             weights = {name: value.detach().cpu().clone() for name, value in self.task.weights(member).items()}
             self.kept[number : number + 1] = [weights]
 
@@ -246,7 +253,7 @@ class Loop:
     def _diverged(self, epoch: int, step: int, loss: float) -> None:
         if epoch == 0:
             raise UserError(
-                f"{self.folder}: the loss is {loss} at step {step + 1}, before the first validation; "
+                f"{self.folder}: the loss is {loss} at step {step + 1}, before the first good validation; "
                 "give a lower learning_rate with --set, and another --out"
             )
         if self.processes.is_first:
