@@ -1,4 +1,4 @@
-"""The house's structure, read from its imports: `python test/test_structure.py [DIR]` prints the figures."""
+"""The house's structure, read from its imports and hints: `python test/test_structure.py [DIR]` prints the figures."""
 
 import ast
 import sys
@@ -16,12 +16,20 @@ FLOORS = (  # from the ground up; an import points down, or to its own room
     {"evaluation", "report"},
     {"predict"},
     {"__main__", "__init__", "inference"},
+    {"resources"},
+    {"resources.data"},
+    {"resources.train.kit"},
+    {"resources.train", "resources.benchmark"},
 )
 
 
 def modules(root):
-    """Path by dotted name, of the library and the entry point."""
-    paths = [root / "inference.py", *sorted((root / "midog").rglob("*.py"))]
+    """Path by dotted name, of the library, the entry point, and what is offline."""
+    paths = [
+        root / "inference.py",
+        *sorted((root / "midog").rglob("*.py")),
+        *sorted((root / "resources").rglob("*.py")),
+    ]
     return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
 
 
@@ -44,9 +52,25 @@ def imports(root):
 
 
 def room(name):
-    """A wing, or a module beside the wings."""
+    """A wing, or a module beside the wings; of resources the folder."""
     parts = name.split(".")
+    if parts[0] == "resources":
+        return ".".join(parts[:-1])
     return parts[1] if len(parts) > 1 else parts[0]
+
+
+def without_hints(root):
+    """As "path:line name" the functions that lack a hint for an argument or for what they return."""
+    found = []
+    for path in modules(root).values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                taken = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+                bare = [each.arg for each in taken if not each.annotation and each.arg not in ("self", "cls")]
+                if bare or not node.returns:
+                    found.append(f"{path.relative_to(root)}:{node.lineno} {node.name}")
+    return found
 
 
 def circles(arrows):
@@ -87,11 +111,26 @@ def test_the_reading_sees_a_circle_and_an_upward_import():
     assert not circles({("a", "b"), ("b", "c"), ("d", "a")})
     assert upward({("midog.system", "midog.run")}) == {("system", "run")}
     assert not upward({("midog.run", "midog.system"), ("midog.images.tiff", "midog.images.level")})
+    script, kit, data = "resources.train.mine", "resources.train.kit.loop", "resources.data.fields"
+    assert not upward({(script, kit), (kit, data), (script, data), (data, "midog.job"), ("resources.train.a", script)})
+    kit_up, beside = ("resources.train.kit", "resources.train"), ("resources.train", "resources.benchmark")
+    assert upward({(kit, script)}) == {kit_up}
+    assert upward({(script, "resources.benchmark.job")}) == {beside}
+    assert upward({("resources.benchmark.job", script)}) == {beside[::-1]}
+    assert upward({("midog.predict", data)}) == {("predict", "resources.data")}
+
+
+def test_every_function_says_what_it_takes_and_returns(tmp_path):
+    assert without_hints(ROOT) == []
+    (tmp_path / "inference.py").write_text(
+        "class A:\n    def fine(self, x: int) -> int: ...\n    def a(self, x) -> int: ...\ndef b(*, y: int): ...\n"
+    )
+    assert without_hints(tmp_path) == ["inference.py:3 a", "inference.py:4 b"]
 
 
 def test_networks_know_nothing_of_the_project_and_the_library_nothing_of_the_trainings():
     assert {room(imported) for importer, imported in imports(ROOT) if room(importer) == "models"} <= {"models"}
-    for path in modules(ROOT).values():
+    for path in [path for name, path in modules(ROOT).items() if not name.startswith("resources")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
@@ -108,13 +147,17 @@ def test_a_report_needs_no_torch_at_its_start():
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    arrows = imports(root)
-    print(f"modules {len(modules(root))}, imports between them {len(arrows)}")
-    between = {(room(a), room(b)) for a, b in arrows if room(a) != room(b)}
-    print(f"rooms {len({room(name) for name in modules(root)})}, imports between rooms {len(between)}")
+    arrows, rooms = imports(root), {room(name) for name in modules(root)}
+    for part in ("midog", "resources"):
+        known = [name for name in modules(root) if name.startswith("resources") == (part == "resources")]
+        mine = {(a, b) for a, b in arrows if a in known}
+        between = {(room(a), room(b)) for a, b in mine if room(a) != room(b)}
+        print(f"{part}: modules {len(known)}, their imports {len(mine)}, in circles {len(circles(mine))}")
+        print(f"{part}: rooms {len({room(name) for name in known})}, imports between rooms {len(between)}")
     print(f"in circles {len(circles(arrows))}")
-    if {room(name) for name in modules(root)} <= set().union(*FLOORS):
+    if rooms <= set().union(*FLOORS):
         print(f"upward {len(upward(arrows))}")
+    print(f"functions without hints {len(without_hints(root))}")
     for part in ("midog", "resources", "test"):
         lines = sum(len(path.read_text().splitlines()) for path in (root / part).rglob("*.py"))
         print(f"lines of {part}: {lines}")

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def system(tmp_path_factory):
     values = yaml.safe_load((ROOT / "resources/systems/convnextv2_small.yaml").read_text())
     values["system"] = "tiny"
     values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
-    values["classifier"]["views"] = 2
+    values["classifier"] |= {"views": 2, "input_px": 32}
     values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
     values["training"]["classifier"]["half_precision"] = False
     path = tmp_path_factory.mktemp("systems") / "tiny.yaml"
@@ -72,11 +73,14 @@ def system(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    """Of the intervals, which take longer than the trainings here."""
+def quick():
+    """One thread, because several wait for each other longer than so small a network runs; few resamples."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(held_out, "bootstrap_by_case", partial(bootstrap_by_case, draws=10))
         yield
+    torch.set_num_threads(threads)
 
 
 def plan_of(system):
@@ -455,7 +459,9 @@ def test_two_processes_train_together(table, system, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["-m", "resources.train.atypical", "--data", str(table), "--system", str(system)]
     command += ["--out", str(tmp_path / "pair"), "--device", "cpu", *SHORT]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert load_system(tmp_path / "pair/model/tiny").members
     assert len(list(csv.DictReader((tmp_path / "pair/fold0/epochs.csv").open()))) == 1

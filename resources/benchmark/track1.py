@@ -71,12 +71,13 @@ def write_slide(path: Path, tissue: NDArray[np.uint8], um_per_px: float) -> None
             )
 
 
-def run_job(folder: Path, image: Path, model: Path, device: str) -> tuple[float, float, str]:
+def run_job(folder: Path, image: Path, model: Path, system: str | None, device: str) -> tuple[float, float, str]:
     """The whole process as the platform starts it: seconds, peak memory in MiB, what it said."""
     interface = {"slug": SLUG, "relative_path": synthetic.REGION_FOLDER}
     (folder / "inputs.json").write_text(json.dumps([{"image": {"name": image.name}, "interface": interface}]))
     command = [sys.executable, entry_point(), "--input", str(folder), "--output", str(folder / "out")]
     command += ["--model", str(model), "--device", device]
+    command += ["--system", system] if system else []
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -87,7 +88,9 @@ def run_job(folder: Path, image: Path, model: Path, device: str) -> tuple[float,
     return time.perf_counter() - started, usage.ru_maxrss / 1024, said
 
 
-def best_forward(image: Path, model: Path, device_name: str) -> tuple[int, int, dict[int, float], float]:
+def best_forward(
+    image: Path, model: Path, name: str | None, device_name: str
+) -> tuple[int, int, dict[int, float], float]:
     """Tiles, those with tissue, the detector's seconds a tile by batch, and the image's mm2."""
     import torch
 
@@ -98,7 +101,7 @@ def best_forward(image: Path, model: Path, device_name: str) -> tuple[int, int, 
     from midog.system import find_system
 
     device = choose_device(device_name)
-    system = find_system(model, None, track=1)
+    system = find_system(model, name, track=1)
     part = system.detector
     assert part is not None
     detector = load_detector(system, device)
@@ -119,10 +122,10 @@ def best_forward(image: Path, model: Path, device_name: str) -> tuple[int, int, 
     return len(places), len(tissue), times, area
 
 
-def measure(image: Path, folder: Path, model: Path, device: str) -> None:
-    wall, memory, said = run_job(folder, image, model, device)
+def measure(image: Path, folder: Path, model: Path, system: str | None, device: str) -> None:
+    wall, memory, said = run_job(folder, image, model, system, device)
     print(said, end="")
-    tiles, tissue, times, area = best_forward(image, model, device)
+    tiles, tissue, times, area = best_forward(image, model, system, device)
     batch = min(times, key=times.__getitem__)
     shown = ", ".join(f"{number}: {1000 * each:.1f}" for number, each in times.items())
     print(f"forward, ms a tile by batch: {shown}")
@@ -141,7 +144,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m resources.benchmark.track1",
-        description="How fast Track 1's default system runs here: a whole job of a region or slide, and its detector.",
+        description="How fast a Track 1 system runs here: a whole job of a region or slide, and its detector.",
     )
     parser.add_argument(
         "--region",
@@ -156,6 +159,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--mpp", type=float, default=0.25, metavar="UM", help="um per pixel of the region (%(default)s)"
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the systems' folders (as inference.py)")
+    parser.add_argument("--system", metavar="NAME", help="a folder in it (the default of Track 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     return parser.parse_args(argv)
 
@@ -169,7 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
         image.parent.mkdir(parents=True)
         (write_slide if arguments.slide else synthetic.write_region_tiff)(image, pixels, arguments.mpp)
         del pixels
-        measure(image, Path(name), model_folder(arguments.model), arguments.device)
+        measure(image, Path(name), model_folder(arguments.model), arguments.system, arguments.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
