@@ -20,13 +20,16 @@ TRAININGS = ("yolo11", "rtmdet", "focasnet", "candidates", "atypical", "mine", "
 EVALUATE: dict[str, Any] = {
     "description": "The organisers' figures of predictions, or of a system that is run for them.",
     "epilog": "midog evaluate --track 1 --data fields:-c1 --system NAME runs the system on all cases but c1. "
-    "midog evaluate --track 1 --data fields --predictions out compares what predict wrote. "
-    "midog evaluate --track 2 --folds OUT shows a training's figures out of fold and writes them there.",
+    "midog evaluate --track 1 --data fields --predictions out compares what midog predict wrote. "
+    "midog evaluate --track 2 --folds OUT shows a training's figures out of fold and writes them there. "
+    "Rows marked 'trained on' hold images that the system learned from: they are no test.",
 }
 TUNE: dict[str, Any] = {
-    "description": "Choose the operating point of a system on validation data and put it at .5, in its model.yaml.",
-    "epilog": "--folds OUT takes the crops that each fold of the system's training held out: a single network's "
-    "probability stands for the mean of all, and the calibration of that mean is changed.",
+    "description": "Choose the operating point of a system on validation data, which it has not learned from, and put "
+    "it at .5, in its model.yaml. How good such a choice is, is measured by cross-validation over images.",
+    "epilog": "midog tune --track 1 --data fields:c1,c2 --model model/NAME runs the system on two cases. "
+    "midog tune --track 2 --folds OUT --model OUT/model/NAME takes the crops that each fold of its training held out: "
+    "a single network's probability stands for the mean of all, and the calibration of that mean is changed.",
 }
 
 
@@ -50,16 +53,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too, by Track 2's")
     evaluate = commands.add_parser("evaluate", help="predictions, or a system, against a ground truth", **EVALUATE)
     evaluation_inputs.add_arguments(evaluate)
-    evaluate.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
+    evaluate.add_argument("--model", metavar="DIR", help="folder of the systems' folders (as inference.py)")
     evaluate.add_argument(
-        "--system", metavar="NAME", help="the system that runs, a folder of the weights (the default)"
+        "--system",
+        metavar="NAME",
+        help="a folder in there: what runs, or what made the predictions (the track's default, or what midog predict "
+        "noted beside them)",
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="for metrics.json, plots and evaluation.html")
-    evaluate.add_argument("--images", type=Path, metavar="DIR", help="of the images, for the page's worst errors")
+    evaluate.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images (Track 2: stacks), whose worst errors the page shows",
+    )
     tune = commands.add_parser("tune", help="put the best operating point on validation data at .5", **TUNE)
     evaluation_inputs.add_arguments(tune)
-    tune.add_argument("--model", type=Path, required=True, metavar="DIR/SYSTEM", help="its model.yaml is changed")
-    tune.add_argument("--objective", choices=("f1", "ba"), help="F1 or balanced accuracy (what ranks the track)")
+    tune.add_argument(
+        "--model", type=Path, required=True, metavar="DIR/SYSTEM", help="the system; its model.yaml is changed"
+    )
+    tune.add_argument(
+        "--objective", choices=("f1", "ba"), help="F1, or balanced accuracy (Track 2 only); else what ranks the track"
+    )
     tune.add_argument("--out", type=Path, metavar="DIR", help="for tuning.json and plots")
     systems = commands.add_parser("systems", help="list the systems that are there, and check their weights")
     systems.add_argument("--model", metavar="DIR", help="weights (as inference.py)")

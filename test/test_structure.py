@@ -125,7 +125,7 @@ def test_every_function_says_what_it_takes_and_returns(tmp_path):
     (tmp_path / "inference.py").write_text(
         "class A:\n    def fine(self, x: int) -> int: ...\n    def a(self, x) -> int: ...\ndef b(*, y: int): ...\n"
     )
-    assert without_hints(tmp_path) == ["inference.py:3 a", "inference.py:4 b"]
+    assert sorted(without_hints(tmp_path)) == ["inference.py:3 a", "inference.py:4 b"]
 
 
 def test_networks_know_nothing_of_the_project_and_the_library_nothing_of_the_trainings():

@@ -155,9 +155,15 @@ def run(arguments: Namespace) -> None:
     if arguments.images and not out:
         raise UserError(f"{arguments.images}: --images is for the gallery of the page; give --out too")
     if arguments.folds:
-        if track == 1 or arguments.predictions or out:
-            raise UserError(f"{arguments.folds}: --folds is for Track 2 and writes there; leave other options out")
-        evaluate_held_out(arguments.folds, folds_in(arguments.folds))
+        if track == 1 or arguments.predictions or arguments.model or arguments.system or out:
+            raise UserError(
+                f"{arguments.folds}: --folds is for Track 2, has the predictions and writes there; "
+                "give --track 2, and leave --predictions, --model, --system and --out out"
+            )
+        folds = folds_in(arguments.folds)
+        check_writable(arguments.folds, "--folds")
+        evaluate_held_out(arguments.folds, folds)
+        logger.info(f"metrics {arguments.folds / METRICS_NAME}")
         return
     inputs = read_inputs(arguments, arguments.model, arguments.system)
     cases, remarks = inputs.cases, inputs.remarks

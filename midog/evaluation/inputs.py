@@ -1,5 +1,6 @@
 """What `evaluate` and `tune` are given: a truth (a file, or folders of labelled data) and predictions (or a system)."""
 
+import hashlib
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -55,32 +56,34 @@ class Inputs:
 def add_arguments(parser: ArgumentParser) -> None:
     """Truth and predictions on the command line."""
     parser.add_argument("--track", type=int, choices=(1, 2), required=True, help="1: detection, 2: atypical or normal")
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--ground-truth", type=Path, metavar="FILE", help="truth: JSON in the organisers' format")
+    truth = parser.add_argument_group("the truth, one of these").add_mutually_exclusive_group(required=True)
     truth.add_argument(
         "--data",
         nargs="+",
         metavar="DIR[:CASE,CASE]",
-        help="truth: folders of labelled fields (Track 1: images.csv and figures.csv) or crops (Track 2: labels.csv "
+        help="folders of labelled fields (Track 1: images.csv and figures.csv) or crops (Track 2: labels.csv "
         "and crops/), as python -m resources.data.prepare makes them. DIR takes all, DIR:CASE,CASE only these cases, "
         "DIR:-CASE,CASE all but these, DIR:split=test by another column of the table; * stands for any text",
     )
+    truth.add_argument("--ground-truth", type=Path, metavar="FILE", help="a JSON file in the organisers' format")
     truth.add_argument(
         "--folds",
         type=Path,
         metavar="OUT",
-        help="truth and predictions: the folder of a training of Track 2, with fold*/held_out.csv; each crop is "
-        "judged by the network that did not learn from it",
+        help="the --out of a training of Track 2, which has the predictions, too: each crop is judged by the network "
+        "of the fold that held it out",
     )
-    parser.add_argument(
+    found = parser.add_argument_group("what is compared with it; without --predictions the system runs on --data")
+    found.add_argument(
         "--predictions",
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="folders that predict wrote, or of the platform's jobs; each image in one of them. Without it, the "
-        "system runs on --data",
+        help="folders that midog predict wrote, or of the platform's jobs (predictions.json); each image in one of them",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs")
+    found.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs (%(default)s)"
+    )
 
 
 def read_inputs(arguments: Namespace, model: str | Path | None, system: str | None) -> Inputs:
@@ -172,13 +175,19 @@ def held_out_cases(out: Path, system: System) -> list[Case]:
         system: that the training exported.
 
     Raises:
-        UserError: as `read_held_out`; the system has other folds.
+        UserError: as `read_held_out`; the system has other folds or other weights.
     """
     assert system.classifier is not None
     folds = folds_in(out)
     members = system.classifier.members
     if len(members) != len(folds):
         raise UserError(f"{out}: {len(folds)} folds, {system} has {len(members)} networks; give the system it exported")
+    for fold, member in zip(folds, members, strict=True):
+        weights = out / f"fold{fold}" / "weights.safetensors"
+        if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != member.sha256:
+            raise UserError(
+                f"{weights}: not the weights that {system} has; give the system that this training exported"
+            )
     table = read_held_out(out, folds)
     calibrations: dict[int, Calibration] = dict(zip(folds, (member.calibration for member in members), strict=True))
     probability = np.zeros(len(table))
