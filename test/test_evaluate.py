@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from midog.__main__ import main
 from midog.detections import MM_PER_PX, Detections
-from midog.evaluation import metrics
+from midog.evaluation import held_out, inputs, metrics
 from midog.evaluation import page as evaluation_page
 from midog.evaluation.cases import (
     MAX_PROBLEMS,
@@ -18,7 +19,8 @@ from midog.evaluation.cases import (
     read_ground_truth,
     training_cases,
 )
-from midog.system import DataSource, Detector, Made, Merge, System
+from midog.run import Track2
+from midog.system import DataSource, Detector, Made, Merge, System, read_system
 from resources.data import ground_truth
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -401,20 +403,116 @@ def test_fields_by_their_folders_and_folds_with_what_was_learned_marked(tmp_path
     assert "a second result of a.png, after" in capsys.readouterr().err
 
 
+def write_crops(folder, labels):
+    """A table of two crops in each case: x of a dog, y of a cat."""
+    folder.mkdir()
+    cells = zip(range(4), labels, "xxyy", ("dog", "dog", "cat", "cat"), strict=True)
+    rows = [f"{number}.png,{label},{case},{domain}" for number, label, case, domain in cells]
+    (folder / "labels.csv").write_text("\n".join(["file,label,case,domain", *rows]))
+    return folder
+
+
 def test_crops_by_their_folder_with_what_was_learned_marked(tmp_path, capsys):
-    (tmp_path / "set").mkdir()
-    rows = ["file,label,case,domain", "0.png,1,x,dog", "1.png,0,x,dog", "2.png,1,y,cat", "3.png,0,y,cat"]
-    (tmp_path / "set/labels.csv").write_text("\n".join(rows))
+    data = write_crops(tmp_path / "set", [1, 0, 1, 0])
     model = write_trained(tmp_path / "model", 2, {"set": "set", "cases": ["y"]})
     for case in "xy":
         write(tmp_path / "p" / f"{case}.json", pages([0.9, 0.2]))
-    command = ["evaluate", "--track", "2", "--data", str(tmp_path / "set"), "--predictions", str(tmp_path / "p")]
-    assert main([*command, "--model", str(model), "--system", "mine"]) == 0
+    command = ["evaluate", "--track", "2", "--data", str(data), "--predictions", str(tmp_path / "p")]
+    assert main([*command, "--model", str(model), "--system", "mine", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert "warning: mine, weights 1 was trained on set:y: no test" in printed.err
     table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
-    assert "trained on" in table["tumour domain 0, cat"]
+    for name in ("overall", "tumour domain 0, cat"):
+        assert table[name].endswith("trained on")
     assert "trained on" not in table["tumour domain 1, dog"]
+    page = (tmp_path / "out/evaluation.html").read_text()
+    rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in re.findall(r"<tr[^>]*>(<td>.*?)</tr>", page)}
+    assert {name for name, row in rows.items() if row.endswith("<td>trained on</td>")} == {
+        "overall",
+        "tumour domain 0, cat",
+    }
+    assert "was trained on set:y: no test" in page
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/y.json").write_text((tmp_path / "p/y.json").read_text())
+    assert main([*command, str(tmp_path / "q")]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'q/y.json'}: a second result of y.tiff, after {tmp_path / 'p/y.json'}" in said
+
+
+def test_crops_by_their_folder_are_run(tmp_path, capsys, monkeypatch):
+    """Without predictions the system sees every crop in the table's order, and each comes back to its own case."""
+    data = write_crops(tmp_path / "set", [1, 0, 0, 1])
+    for number in range(4):
+        Image.new("RGB", (128, 128), (60 * number, 0, 0)).save(data / f"{number}.png")
+    system = read_system(write_trained(tmp_path / "model", 2, {"set": "set"}) / "mine/model.yaml")
+    runner = object.__new__(Track2)
+    runner.system = system
+    runner.classify = lambda crops: np.array([crop[0, 0, 0] for crop in crops]) / 200
+    monkeypatch.setattr(inputs, "load", lambda name, track, model, device: runner)
+    assert main(["evaluate", "--track", "2", "--data", str(data)]) == 0
+    printed = capsys.readouterr()
+    table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    # red is 0 60 120 180: .0 .3 .6 .9, so the dog's atypical crop is missed and the cat's normal one is false
+    assert table["overall"].split()[1:6] == ["4", "1", "1", "1", "1"]
+    assert table["tumour domain 0, cat"].split()[4:8] == ["2", "1", "1", "0"]
+    assert all(table[name].endswith("trained on") for name in table if name.startswith(("overall", "tumour")))
+    (data / "2.png").unlink()
+    assert main(["evaluate", "--track", "2", "--data", str(data)]) == 1
+    assert "2.png: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_crops_of_one_class_have_no_balanced_accuracy(tmp_path, capsys, label):
+    data = write_crops(tmp_path / "set", [label] * 4)
+    for case in "xy":
+        write(tmp_path / "p" / f"{case}.json", pages([0.9, 0.2]))
+    command = ["evaluate", "--track", "2", "--data", str(data), "--predictions", str(tmp_path / "p")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
+    assert table["overall"].count("n/a") == 3
+    assert "n/a: a class has no crops there" in printed.out
+    assert "Warning" not in printed.err
+    assert "n/a" in (tmp_path / "out/evaluation.html").read_text()
+
+
+def write_folds(out, columns):
+    """fold0/ and fold1/held_out.csv of one case each; columns by their name, halved."""
+    count = len(columns["label"]) // 2
+    for fold in (0, 1):
+        (out / f"fold{fold}").mkdir(parents=True)
+        rows = ["file,case,domain,fold,label,one_view,raw"]
+        for n in range(fold * count, (fold + 1) * count):
+            rows.append(f"set/{n}.png,c{fold},dog,{fold},{columns['label'][n]},{columns['raw'][n]},{columns['raw'][n]}")
+        (out / f"fold{fold}/held_out.csv").write_text("\n".join(rows))
+    return out
+
+
+def test_folds_are_judged_at_thresholds_that_the_others_chose(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(held_out, "bootstrap_by_case", partial(metrics.bootstrap_by_case, draws=10))
+    out = write_folds(tmp_path / "out", {"label": [0, 0, 1, 1] * 2, "raw": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]})
+    assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"metrics {out / 'metrics.json'}" in printed
+    content = json.loads((out / "metrics.json").read_text())
+    # fold 0's threshold of about .25 calls all of fold 1 atypical, and fold 1's of about .65 nothing of fold 0
+    assert [content["folds"][f"fold {n}"]["sensitivity"] for n in (0, 1)] == [0, 1]
+    assert [content["folds"][f"fold {n}"]["specificity"] for n in (0, 1)] == [1, 0]
+    assert content["overall"]["balanced_accuracy"] == 0.5
+    for more in (["--out", str(tmp_path)], ["--model", str(tmp_path)], ["--predictions", str(tmp_path)]):
+        assert main(["evaluate", "--track", "2", "--folds", str(out), *more]) == 1
+        assert "leave --predictions, --model, --system and --out out" in capsys.readouterr().err
+    (out / "fold1/held_out.csv").write_text("file,case\n")
+    assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 1
+    assert "held_out.csv: column domain, fold, label, one_view, raw is missing" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_folds_of_one_class_are_told_as_not_defined(tmp_path, capsys):
+    out = write_folds(tmp_path / "out", {"label": [0] * 4, "raw": [0.1, 0.2, 0.3, 0.4]})
+    assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 0
+    assert "nan" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["overall"]["balanced_accuracy"] is None
 
 
 def test_one_truth_and_something_to_compare(tmp_path, capsys):

@@ -1,10 +1,12 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from midog import job
@@ -190,6 +192,68 @@ def test_members_that_differ_are_tuned_in_one_round(tmp_path, crops):
         thresholds.append(yaml.safe_load((folder / "model.yaml").read_text())["made"]["metrics"]["tuned"]["threshold"])
     assert abs(thresholds[0] - 0.5) > 0.01
     assert thresholds[1] == 0.5
+
+
+def write_folds(out, folder, probabilities, labels):
+    """A training's folder whose folds are the members of a system, each with crops of five cases."""
+    count = len(labels) // 2
+    for fold in (0, 1):
+        (out / f"fold{fold}").mkdir(parents=True)
+        shutil.copyfile(folder / f"fold{fold}.safetensors", out / f"fold{fold}/weights.safetensors")
+        rows = ["file,case,domain,fold,label,one_view,raw"]
+        for n in range(fold * count, (fold + 1) * count):
+            rows.append(f"set/{n}.png,{n // 4},dog,{fold},{int(labels[n])},{probabilities[n]},{probabilities[n]}")
+        (out / f"fold{fold}/held_out.csv").write_text("\n".join(rows))
+    return ["tune", "--track", "2", "--folds", str(out), "--model", str(folder)]
+
+
+def test_held_out_crops_tune_the_system_that_their_training_exported(tmp_path, crops, capsys):
+    folder = write_system(tmp_path / "mine", [0, 3], crops)
+    generator = np.random.default_rng(5)
+    raw = generator.uniform(0.05, 0.95, 40).round(4)
+    labels = (raw > 0.7) ^ (generator.random(40) < 0.05)
+    command = write_folds(tmp_path / "out", folder, raw, labels)
+    assert main(command) == 0
+    assert "10 stacks, " in capsys.readouterr().out
+    model = yaml.safe_load((folder / "model.yaml").read_text())
+    # at the threshold, which lies between the members' calibrated scores around .7, the new calibration gives .5
+    member, joined = Calibration(0.5, 0.25), Calibration(**model["classifier"]["calibration"])
+    threshold = model["made"]["metrics"]["tuned"]["threshold"]
+    assert member.apply(0.6) < threshold < member.apply(0.8)
+    assert joined.apply(threshold) == pytest.approx(0.5, abs=1e-3)
+    text = (folder / "model.yaml").read_bytes()
+    (tmp_path / "out/fold1/weights.safetensors").write_bytes(b"of another training")
+    wrong = [(command, "fold1/weights.safetensors: not the weights that mine")]
+    wrong.append((command[:-1] + [str(write_system(tmp_path / "one", [0], crops))], "2 folds, mine, weights 7 has 1"))
+    wrong.append(([*command, "--predictions", str(tmp_path)], "has the predictions; leave --predictions out"))
+    wrong.append((["tune", "--track", "1", *command[3:]], "a system for Track 2; give one for Track 1"))
+    for said, expected in wrong:
+        assert main(said) == 1
+        message = capsys.readouterr().err
+        assert expected in message
+        assert message.count("\n") == 1
+    assert (folder / "model.yaml").read_bytes() == text
+
+
+def test_labelled_crops_are_run_and_tuned(tmp_path, crops, capsys):
+    """Without predictions the system to be tuned sees the crops of --data itself; it is warned of what it learned."""
+    folder = write_system(tmp_path / "models" / "mine", [0, 3], crops)
+    data = tmp_path / "a"
+    data.mkdir()
+    wide = np.pad(crops, ((0, 0), (32, 32), (32, 32), (0, 0)), "symmetric")
+    rows = ["file,label,case"]
+    scores = classify(wide, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
+    for number, label in enumerate(atypical_above(scores, 0.7)):
+        Image.fromarray(crops[number]).save(data / f"{number}.png")
+        rows.append(f"{number}.png,{int(label)},c{number // 4}")
+    (data / "labels.csv").write_text("\n".join(rows))
+    assert main(["tune", "--track", "2", "--data", str(data), "--model", str(folder), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert "10 stacks, " in printed.out
+    assert "warning: mine, weights 7 was trained on a:c0,c1" in printed.err
+    threshold = yaml.safe_load((folder / "model.yaml").read_text())["made"]["metrics"]["tuned"]["threshold"]
+    after = classify(wide, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
+    np.testing.assert_array_equal(after >= 0.5, scores >= threshold)
 
 
 def write_track1(folder, with_classifier):

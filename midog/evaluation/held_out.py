@@ -170,7 +170,8 @@ def _plot(table: "pd.DataFrame", out: Path) -> None:
             colour, width = ("black", 2) if name == "overall" else (None, 1)
             axes.plot(false_positive, true_positive, label=f"{name} {area:.3f}", color=colour, linewidth=width)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="Out of fold ROC (AUC)", aspect="equal")
-    axes.legend(fontsize=7)
+    if axes.lines:
+        axes.legend(fontsize=7)
     figure.savefig(out / "roc.png", dpi=120)
 
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")

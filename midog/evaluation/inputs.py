@@ -79,7 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="folders that midog predict wrote, or of the platform's jobs (predictions.json); each image in one of them",
+        help="folders that midog predict wrote, or of the platform's jobs (predictions.json); each image in one",
     )
     found.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs (%(default)s)"

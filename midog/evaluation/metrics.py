@@ -338,7 +338,9 @@ def f1(true_positives: Number, false_negatives: Number, false_positives: Number)
 
 
 def _middle_95(values: ArrayLike) -> tuple[float, float]:
-    low, high = np.nanpercentile(np.asarray(values), [2.5, 97.5])
+    known = np.asarray(values)
+    known = known[~np.isnan(known)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
     return float(low), float(high)
 
 
