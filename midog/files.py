@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and read with the remedy in the message."""
 
+import hashlib
 import io
 import json
 import os
@@ -76,6 +77,12 @@ def write_yaml(path: str | Path, value: object) -> Path:
     import yaml
 
     return write_file(path, yaml.safe_dump(value, sort_keys=False))
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal; OSError where it cannot be read."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path, remedy: str) -> Any:

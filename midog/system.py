@@ -6,7 +6,6 @@ was expected and what stands there. Each weights file is checked against its sha
 """
 
 import fnmatch
-import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -16,7 +15,7 @@ from msgspec import Meta, Struct
 
 from midog.calibration import Calibration
 from midog.errors import UserError
-from midog.files import read_yaml
+from midog.files import read_yaml, sha256_of
 
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
@@ -359,8 +358,7 @@ def as_yaml(system: System) -> dict[str, Any]:
 
 def _check_weights(path: Path, sha256: str) -> None:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
     except OSError:
         raise UserError(f"{path}: weights not found; unpack the model again, or train it") from None
     if found != sha256:

@@ -60,7 +60,7 @@ class Killed(BaseException):
     """Stands for a kill, which no handler catches."""
 
 
-def training_arguments(data, system, out, *more):
+def training_arguments(data, system, out, *more, crops="crops"):
     """What Track 1's trainings are called with on the folders of `data`."""
-    said = ["--data", f"{data}/fields:case0", "--crops", f"{data}/crops", "--validation", f"{data}/fields:case1"]
+    said = ["--data", f"{data}/fields:case0", "--crops", f"{data}/{crops}", "--validation", f"{data}/fields:case1"]
     return [*said, "--system", str(system), "--out", str(out), "--device", "cpu", *more]

@@ -190,8 +190,8 @@ def said(data, system):
     (data / "mined.csv").write_text("\n".join([*rows, ""]))
 
     def command(out, *more):
-        own = ["--seed", "7", "--mined", str(data / "mined.csv"), "--crops", str(data / "figures")]
-        return arguments(data, system, data / out, *own, *more)
+        own = ["--seed", "7", "--mined", str(data / "mined.csv")]
+        return arguments(data, system, data / out, *own, *more, crops="figures")
 
     return command
 

@@ -9,6 +9,7 @@ from conftest import training_arguments as arguments
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options
 from resources.train import ablation, atypical, candidates, focasnet, mine, rtmdet, yolo11
+from resources.train.kit.arguments import add_data_arguments, parser_of
 from resources.train.kit.detector import DetectorRecipe
 from resources.train.kit.recipes import SYSTEMS, read_plan
 from resources.train.kit.second_stage import CandidateRecipe
@@ -82,6 +83,16 @@ def test_any_value_can_be_changed_and_the_seed():
     assert recorded["training"]["detector"]["batch"] == 8
     assert recorded["training"]["detector"]["seed"] == 7
     assert recorded["detector"]["options"]["cbam"] is False
+
+
+def test_an_option_given_twice_adds_to_itself():
+    parser = parser_of("", "rtmdet")
+    add_data_arguments(parser)
+    said = "--system rtmdet_tiny --out out --set a=1 b=2 --set c=3 --data x --data y --validation z --mined m --mined n"
+    for _ in range(2):  # and a second command begins with nothing
+        arguments = parser.parse_args(said.split())
+        assert arguments.changes == ["a=1", "b=2", "c=3"]
+        assert (arguments.data, arguments.mined, arguments.crops) == (["x", "y"], ["m", "n"], [])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What `evaluate` and `tune` are given: a truth (a file, or folders of labelled data) and predictions (or a system)."""
 
-import hashlib
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from midog.evaluation.cases import (
 from midog.evaluation.held_out import folds_in, read_held_out
 from midog.evaluation.labelled import Labelled, areas_mm2, read_labelled, results_of
 from midog.evaluation.metrics import Case, StackCase
+from midog.files import sha256_of
 from midog.run import load
 from midog.system import System, find_folder, model_folder, read_system
 
@@ -184,7 +184,7 @@ def held_out_cases(out: Path, system: System) -> list[Case]:
         raise UserError(f"{out}: {len(folds)} folds, {system} has {len(members)} networks; give the system it exported")
     for fold, member in zip(folds, members, strict=True):
         weights = out / f"fold{fold}" / "weights.safetensors"
-        if weights.exists() and hashlib.sha256(weights.read_bytes()).hexdigest() != member.sha256:
+        if weights.exists() and sha256_of(weights) != member.sha256:
             raise UserError(
                 f"{weights}: not the weights that {system} has; give the system that this training exported"
             )

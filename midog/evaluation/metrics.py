@@ -20,7 +20,7 @@ from midog.detections import Detections
 from midog.errors import not_installed
 
 MATCH_UM = 7.5  # the challenge's distance of a match
-MATCH_MM = 7.5e-3
+MATCH_MM = MATCH_UM / 1000
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
 ROI_TYPES = ("hotspot", "challenging", "random")
 EPSILON = 1e-6  # the organisers', against division by zero

@@ -13,7 +13,7 @@ from resources.data.crops import read_crops
 from resources.data.fields import Field, add_mined, read_fields
 from resources.train.kit.export import data_sources
 from resources.train.kit.recipes import systems_of
-from resources.train.kit.run import sha256_of
+from resources.train.kit.run import given_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def parser_of(description: str, script: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         nargs="*",
+        action="extend",
         default=[],
         dest="changes",
         metavar="KEY=VALUE",
@@ -54,16 +55,29 @@ def parser_of(description: str, script: str) -> argparse.ArgumentParser:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What the trainings of Track 1 learn from."""
-    parser.add_argument("--data", nargs="+", required=True, metavar="DIR[:CASE,CASE]", help=FIELDS_HELP)
     parser.add_argument(
-        "--mined", nargs="*", default=[], metavar="FILE.csv", help="hard negatives that resources.train.mine found"
+        "--data", nargs="+", action="extend", required=True, metavar="DIR[:CASE,CASE]", help=FIELDS_HELP
     )
     parser.add_argument(
-        "--crops", nargs="*", default=[], metavar="DIR", help="folders of labelled crops with a figure in the middle"
+        "--mined",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="FILE.csv",
+        help="hard negatives that resources.train.mine found",
+    )
+    parser.add_argument(
+        "--crops",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="folders of labelled crops with a figure in the middle",
     )
     parser.add_argument(
         "--validation",
         nargs="+",
+        action="extend",
         required=True,
         metavar="DIR[:CASE,CASE]",
         help="labelled fields, as --data, that choose the epoch and the operating point",
@@ -116,13 +130,13 @@ def record_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "crops": arguments.crops,
         "validation": arguments.validation,
         "tables": {folder: tables_sha256(Path(folder)) for folder in sorted(folders)},
-        "mined": [{"file": path, "sha256": sha256_of(Path(path), "--mined")} for path in arguments.mined],
+        "mined": [{"file": path, "sha256": given_sha256(Path(path), "--mined")} for path in arguments.mined],
     }
 
 
 def tables_sha256(folder: Path) -> dict[str, str]:
     """The sha256 of every table of a data set by its name."""
-    return {path.name: sha256_of(path, "--data") for path in sorted(folder.glob("*.csv"))}
+    return {path.name: given_sha256(path, "--data") for path in sorted(folder.glob("*.csv"))}
 
 
 def sources_of(arguments: argparse.Namespace) -> tuple[DataSource, ...]:

@@ -20,7 +20,7 @@ from midog.engine.boxes import merge_near
 from midog.engine.detector import NetworkDetector, find_candidates
 from midog.engine.weights import choose_device
 from midog.errors import UserError
-from midog.evaluation.metrics import MATCH_UM, detection_curve
+from midog.evaluation.metrics import MATCH_UM
 from midog.models import DETECTORS, build
 from midog.system import Detector, NotNegative, TileSide
 from resources.data.fields import Field
@@ -33,7 +33,7 @@ from resources.train.kit.arguments import (
     sources_of,
 )
 from resources.train.kit.augment import jitter_contrast, jitter_stain
-from resources.train.kit.export import export_detector
+from resources.train.kit.export import curve_on, export_detector
 from resources.train.kit.loop import Loop, memory_format_of, training_precision
 from resources.train.kit.recipes import Count, LoopRecipe, read_plan
 from resources.train.kit.run import Processes, StateDict, join_processes, prepare_out, seed_everything
@@ -115,7 +115,7 @@ class DetectorTask:
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Images float (N, 3, H, W) in [0, 1] with each one's boxes, float (K, 4) px, from a step on, without end."""
+        """Images float (N, 3, H, W) in [0, 1] with each one's boxes, float (K, 4) px, from a step on to the last."""
         recipe, (rank, world) = self.recipe, (self.processes.rank, self.processes.world)
         stop = recipe.epochs * recipe.steps_an_epoch * recipe.batch
         loader = DataLoader(
@@ -133,12 +133,12 @@ class DetectorTask:
             strength = recipe.augmentation
             images = jitter_stain(images, strength.stain) if strength.stain else images
             images = jitter_contrast(images, strength.contrast) if strength.contrast else images
-            yield images.contiguous(memory_format=self.layout), truths
+            yield images, truths
 
     def _prepare(self, batch: Batch) -> Batch:
         images, truths = batch
         images = images.to(self.device, non_blocking=True).float() / 255
-        return images.contiguous(memory_format=self.layout), [each.to(self.device) for each in truths]
+        return images, [each.to(self.device) for each in truths]
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The images."""
@@ -146,20 +146,17 @@ class DetectorTask:
 
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """The detector's own."""
+        images, truths = batch
         with training_precision(self.device, self.recipe):
-            return self.compute_loss(network, *batch)
+            return self.compute_loss(network, images.contiguous(memory_format=self.layout), truths)
 
     def validate(self, member: nn.Module) -> dict[str, float]:
-        """The loss on tiles, or `detection_curve` on whole fields."""
+        """The loss on tiles, or `curve_on` whole fields."""
         if self.criterion == "validation_loss":
             return {"validation_loss": self._loss_on_tiles(member)}
         found = [self._search(member, field) for field in tqdm(self.fields, "validation", leave=False, disable=None)]
-        return detection_curve(
-            [field.figures for field in self.fields],
-            [MATCH_UM / field.um_per_px[0] for field in self.fields],
-            [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes, _ in found],
-            [scores for _, scores in found],
-        )
+        centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes, _ in found]
+        return curve_on(self.fields, centres, [scores for _, scores in found])
 
     def _loss_on_tiles(self, member: nn.Module) -> float:
         total, tiles = 0.0, self.recipe.validation_tiles

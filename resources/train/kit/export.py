@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import torch
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -18,7 +20,7 @@ from midog.engine.two_stages import SystemDetector
 from midog.engine.weights import load_network
 from midog.evaluation.metrics import MATCH_UM, detection_curve
 from midog.evaluation.tables import read_tables, select_images
-from midog.files import write_with, write_yaml
+from midog.files import sha256_of, write_with, write_yaml
 from midog.models import CLASSIFIERS, classifier_options
 from midog.system import (
     ClassifierWeights,
@@ -31,7 +33,7 @@ from midog.system import (
 )
 from resources.data.fields import Field
 from resources.train.kit.recipes import Plan
-from resources.train.kit.run import StateDict, commit, sha256_of
+from resources.train.kit.run import StateDict, commit, given_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> str:
     }
     write_with(path, lambda part: save_file(stored, part))
     path.chmod(0o644)
-    return sha256_of(path, "--out")
+    return sha256_of(path)
 
 
 def write_model(folder: Path, system: System) -> System:
@@ -66,7 +68,7 @@ def data_sources(data: Iterable[str], mined: Iterable[str] = (), crops: Iterable
     lists: dict[str, list[str]] = {}
     for path in map(Path, mined):
         for name in set(pd.read_csv(path, dtype={"set": str}).set):
-            lists.setdefault(name, []).append(sha256_of(path, "--mined"))
+            lists.setdefault(name, []).append(given_sha256(path, "--mined"))
     sources = [_source_of(selection) for selection in data]
     sources = [replace(each, mined_sha256=",".join(sorted(lists.get(each.set, [])))) for each in sources]
     return (*sources, *(DataSource(set=Path(folder).resolve().name) for folder in crops))
@@ -121,6 +123,14 @@ def export_detector(
     logger.info("validation %s; exported %s", said, folder)
 
 
+def curve_on(
+    fields: Sequence[Field], centres: Sequence[NDArray[np.floating]], scores: Sequence[NDArray[np.floating]]
+) -> dict[str, float]:
+    """`detection_curve` of what was found in fields: for each its centres (K, 2) px, and scores (K,)."""
+    radii = [MATCH_UM / field.um_per_px[0] for field in fields]
+    return detection_curve([field.figures for field in fields], radii, centres, scores)
+
+
 def set_operating_point(folder: Path, fields: Sequence[Field], device: torch.device) -> dict[str, float]:
     """Run a Track 1 system over labelled fields, and put its best threshold at .5 in model.yaml.
 
@@ -135,12 +145,7 @@ def set_operating_point(folder: Path, fields: Sequence[Field], device: torch.dev
     system = load_system(folder)
     detector = SystemDetector(system, device)
     found = [detector(field) for field in tqdm(fields, "validation", disable=None, leave=False)]
-    curve = detection_curve(
-        [field.figures for field in fields],
-        [MATCH_UM / field.um_per_px[0] for field in fields],
-        [each.centres for each in found],
-        [each.probabilities for each in found],
-    )
+    curve = curve_on(fields, [each.centres for each in found], [each.probabilities for each in found])
     shift = Calibration(shift=shift_to_half(curve["threshold"]))
     changed: dict[str, Any]
     if system.classifier:
@@ -232,7 +237,7 @@ def export_folds(
     for fold, path in weights.items():
         target = folder / f"fold{fold}.safetensors"
         shutil.copyfile(path, target)
-        sha256 = sha256_of(target, "--out")
+        sha256 = sha256_of(target)
         members.append(ClassifierWeights(weights=target.name, sha256=sha256, calibration=calibration))
     classifier = replace(plan.classifier, options=dict(options), members=tuple(members))
     write_model(folder, replace(plan.system, classifier=classifier, training={"classifier": dict(recipe)}, made=made))

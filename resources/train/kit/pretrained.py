@@ -11,7 +11,7 @@ from midog.errors import UserError
 from midog.models import classifier_options
 from midog.models.classifiers import timm_pretrained
 from midog.system import Classifier, Pretrained
-from resources.train.kit.run import StateDict, sha256_of
+from resources.train.kit.run import StateDict, given_sha256
 
 LICENCE_UNKNOWN = "unknown"
 
@@ -36,7 +36,9 @@ def record_pretrained(given: str | None, recipe: str) -> Pretrained | None:
     """
     file, name = start_of(given, recipe)
     if file:
-        return Pretrained(source=Path(file).name, sha256=sha256_of(Path(file), "--pretrained"), licence=LICENCE_UNKNOWN)
+        return Pretrained(
+            source=Path(file).name, sha256=given_sha256(Path(file), "--pretrained"), licence=LICENCE_UNKNOWN
+        )
     if not name:
         return None
     try:

@@ -1,7 +1,6 @@
 """A training's run: its folder, its log, its seeds, its checkpoints, its processes."""
 
 import csv
-import hashlib
 import logging
 import os
 import subprocess
@@ -15,7 +14,7 @@ import torch
 import yaml
 
 from midog.errors import UserError
-from midog.files import check_writable, write_file, write_with
+from midog.files import check_writable, sha256_of, write_file, write_with
 
 ROOT = Path(__file__).resolve().parents[3]
 LOG_NAME = "train.log"
@@ -158,15 +157,14 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def sha256_of(path: Path, option: str) -> str:
-    """The sha256 of a file.
+def given_sha256(path: Path, option: str) -> str:
+    """The sha256 of a file that an option gave.
 
     Raises:
-        UserError: it cannot be read; the line names the option that gave it.
+        UserError: it cannot be read; the line names the option.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give {option} another file") from None
 
