@@ -15,7 +15,16 @@ from midog.files import check_writable
 from midog.images.track import check_mpp
 from midog.system import find_system, model_folder, read_system
 
-TRAININGS = ("yolo11", "rtmdet", "focasnet", "candidates", "atypical", "mine", "ablation")  # in resources/train
+TRAININGS = (
+    "yolo11",
+    "rtmdet",
+    "focasnet",
+    "candidates",
+    "folds",
+    "atypical",
+    "mine",
+    "ablation",
+)  # in resources/train
 
 EVALUATE: dict[str, Any] = {
     "description": "The organisers' figures of predictions, or of a system that is run for them.",

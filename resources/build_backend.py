@@ -32,7 +32,12 @@ class _Backend(build_meta._BuildMetaBackend):
         engine = pins["torch"] + pins["metrics"]
         setup(
             install_requires=pins["base"] + pins["evaluation"],
-            extras_require={"torch": engine, "train": engine + pins["train"], "cluster": pins["cluster"]},
+            extras_require={
+                "torch": engine,
+                "train": engine + pins["train"],
+                "pretrained": pins["pretrained"],
+                "cluster": pins["cluster"],
+            },
             cmdclass={"sdist": _Sdist},
         )
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +14,8 @@ import torch.nn.functional as F
 import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
-from PIL import Image
 
 from midog.engine.two_stages import SystemDetector
-from midog.errors import UserError
 from midog.models import CLASSIFIERS, build
 from midog.models.yolo11 import YOLO11
 from midog.system import DataSource, load_system
@@ -30,12 +27,6 @@ from resources.train.kit.second_stage import features_and_logits
 from resources.train.kit.yolo11_loss import YOLO11Loss, prepare_yolo11
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TISSUE, FIGURE = (220, 160, 190), (60, 20, 90)
-
-
-def disc(pixels, x, y, colour, radius=6):
-    cv2.circle(pixels, (round(x), round(y)), radius, colour, -1, cv2.LINE_AA)
 
 
 def test_focal_loss_is_equation_2():
@@ -64,67 +55,6 @@ def test_contrastive_loss_by_hand():
     assert alone == 0
     alone.backward()
     assert features.grad.isfinite().all()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three images: case a twice, at .25 and at .5 um/px, and case b without figures; the folder."""
-    made = tmp_path / "set"
-    made.mkdir()
-    for name, side in (("one.png", 200), ("two.png", 100), ("three.png", 200)):
-        pixels = np.full((side, side, 3), TISSUE, np.uint8)
-        disc(pixels, 30, 60, FIGURE)
-        Image.fromarray(pixels).save(made / name)
-    (made / "images.csv").write_text("image,case,um_per_px\none.png,a1,0.26\ntwo.png,a2,0.5\nthree.png,,0.25\n")
-    rows = ["one.png,30,60,mitotic figure", "two.png,30,60,mitotic figure", "one.png,9,9,non-mitotic figure"]
-    (made / "figures.csv").write_text("\n".join(["image,x,y,label", *rows, ""]))
-    return made
-
-
-def test_fields_are_read_chosen_and_resampled(folder):
-    one, two, three = read_fields([folder])
-    assert (one.um_per_px[0], two.um_per_px[0], two.size) == (0.26, 0.25, (200, 200))
-    assert one.figures.tolist() == [[30, 60]]
-    assert one.hard_negatives.tolist() == [[9, 9]]
-    assert two.figures.tolist() == [[60.5, 120.5]]
-    assert (two.pixels[120:122, 60:62].reshape(-1, 3) == FIGURE).all()
-    assert len(three.figures) == 0
-    assert two.area_mm2 == pytest.approx(0.0025)
-    chosen = {"a2,three.png": ["two.png", "three.png"], "-a*": ["three.png"], "-*1,three*": ["two.png"]}
-    chosen |= {"um_per_px=0.2*": ["one.png", "three.png"], "-image=t*": ["one.png"]}
-    for cases, names in chosen.items():
-        assert [field.name for field in read_fields([f"{folder}:{cases}"])] == names
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "words"),
-    [
-        ("images.csv", "um_per_px", "spacing", "images.csv: column um_per_px is missing"),
-        ("images.csv", "0.26", "fine", "images.csv: line 2: um_per_px is fine"),
-        ("images.csv", "0.26", "0", "images.csv: an um_per_px is not above 0"),
-        ("images.csv", "one.png", "none.png", "none.png: cannot be read"),
-        ("figures.csv", "x,y", "left,top", "figures.csv: column x, y is missing"),
-        ("figures.csv", "9,9", "9,", "figures.csv: line 4: y is nan"),
-        ("figures.csv", "non-mitotic", "unsure", "label 'unsure figure' is unknown"),
-    ],
-)
-def test_broken_tables(folder, name, old, new, words):
-    path = folder / name
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(UserError, match=words):
-        read_fields([folder])
-
-
-def test_selections_that_choose_nothing(folder, tmp_path):
-    for selection, words in (
-        (f"{folder}:c", "case c is not there"),
-        (f"{folder}:-a*,three*", "no image is left"),
-        (f"{folder}:b=1", "no column b"),
-    ):
-        with pytest.raises(UserError, match=words):
-            read_fields([selection])
-    with pytest.raises(UserError, match="no images.csv"):
-        read_fields([tmp_path])
 
 
 def test_the_loss_of_yolo11_is_ultralytics(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 
 from midog.__main__ import main
 from midog.detections import MM_PER_PX, Detections
-from midog.evaluation import held_out, inputs, metrics
+from midog.evaluation import held_out, inputs, labelled, metrics
 from midog.evaluation import page as evaluation_page
 from midog.evaluation.cases import (
     MAX_PROBLEMS,
@@ -19,6 +20,8 @@ from midog.evaluation.cases import (
     read_ground_truth,
     training_cases,
 )
+from midog.evaluation.evaluate import count_notes
+from midog.evaluation.labelled import extents, read_labelled
 from midog.run import Track2
 from midog.system import DataSource, Detector, Made, Merge, System, read_system
 from resources.data import ground_truth
@@ -105,17 +108,20 @@ def test_metrics_json_has_the_organisers_layout(tmp_path, capsys):
     found = content["aggregates"]
     assert list(found) == keys
     assert found["f1_score"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1), abs=1e-6)
-    challenging = [found[f"roi_type_challenging_{name}"] for name in names]
+    challenging = [found[f"roi_type_challenging_{name}"] for name in names]  # the organisers' stand-ins
     assert challenging == [0, 0, 1.0, -1, None]
     printed = capsys.readouterr()
     assert printed.err == ""
     table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
-    assert re.findall(r"\S+", table["overall"])[1:7] == ["3", "3", "2", "1", "1", "0.6667"]
-    assert "1.0000" not in table["ROI type challenging"]
-    assert "no cases" in table["ROI type challenging"]
-    assert table["ROI type random"].count("n/a") == 5
-    assert "no cases: metrics.json has the organisers' stand-ins" in printed.out
+    assert table["overall"].split()[1:7] == ["3", "3", "2", "1", "1", "0.6667"]
+    names = ["overall", "tumour 0", "tumour 2", "ROI type hotspot", "ROI type random", "tissue without figures"]
+    assert [name for name in table if name in names or name.startswith("ROI")] == names
+    assert table["tumour 2"].split()[2:7] == ["2", "1", "1", "0", "0"]
+    assert table["ROI type random"].count("n/a") == table["tissue without figures"].count("n/a") == 6
     assert "n/a: not defined" in printed.out
+    # predicted over labelled figures: 1 of 1, 2 of 2, 0 of 0
+    assert "Counts of 3 images: with each labelled figure the predicted count rises by 1.00" in printed.out
+    assert "+0.00 on average (bias); in 95 % of images +0.00 to +0.00" in printed.out
 
 
 def test_the_layouts_of_predictions_give_the_same(tmp_path):
@@ -136,7 +142,7 @@ def test_images_without_a_prediction_are_left_out_loudly(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "2 of 3 images of the ground truth have no prediction (002.tiff, 003.tiff)" in printed.err
     assert "WARNING: 2 of 3 images" in printed.out
-    assert "tumour domain 2" not in printed.out
+    assert "tumour" not in printed.out  # there is only one
 
 
 def test_all_problems_are_listed_and_nothing_is_written(tmp_path, capsys):
@@ -240,7 +246,7 @@ def test_other_wrong_arguments_are_one_line(tmp_path, capsys):
     write_jobs(tmp_path / "other", RESULTS, ("stacked-histopathology-roi-cropouts", "mitotic-figures"))
     assert all(
         "histopathology-region-of-interest-cropout expected" in problem
-        for problem in find_results(tmp_path / "other", 1, list(TRUTH))[1]
+        for problem in find_results(tmp_path / "other", 1, list(TRUTH)).problems
     )
 
 
@@ -265,7 +271,7 @@ def test_the_page_shows_the_worst_errors_where_they_are(tmp_path):
         assert (rows.mean(), columns.mean()) == (32, 32)
     assert run(tmp_path, TRUTH, jobs, 1, "--out", str(tmp_path / "o"), "--images", str(tmp_path / "images")) == 0
     page = (tmp_path / "o" / "evaluation.html").read_text()
-    assert page.count("data:image/png;base64,") == 5 + 2
+    assert page.count("data:image/png;base64,") == 6 + 2
     assert "600, 600 px" in page
     assert "p = 0.400" in page
     assert "2 of 3 images of the ground truth have no prediction" in page
@@ -280,7 +286,7 @@ def test_a_missed_figure_without_any_candidate_comes_first():
     assert [error.probability for error in missed] == [None, 0.1]
 
 
-def test_our_tables_become_a_ground_truth(tmp_path):
+def test_our_tables_become_a_ground_truth(tmp_path, capsys):
     for name, image in (("one", "a.jpg"), ("two", "b.jpg")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "images.csv").write_text(f"image,case,um_per_px\n{image},c,0.5\nz{image},d,0.5\n")
@@ -288,15 +294,21 @@ def test_our_tables_become_a_ground_truth(tmp_path):
             f"image,x,y,label\n{image},100,40,mitotic figure\n{image},9,9,non-mitotic figure\n"
         )
     (tmp_path / "quiet").mkdir()
-    (tmp_path / "quiet" / "labels.csv").write_text("image,um_per_px\nq.jpg,0.25\n")
+    table = "image,um_per_px,tumor,roi_type\nq.jpg,0.25,dog,\nr.jpg,0.25,,challenging\n"
+    (tmp_path / "quiet" / "labels.csv").write_text(table)
     out = tmp_path / "truth.json"
     folders = [f"{tmp_path}/one", f"{tmp_path}/two:c", f"{tmp_path}/quiet"]
     assert ground_truth.main(["fields", *folders, "--out", str(out)]) == 0
     found = read_ground_truth(out, 1)
-    assert list(found) == ["a.jpg", "za.jpg", "b.jpg", "q.jpg"]
-    assert found["b.jpg"] == {"annotations": [[0.05, 0.02, 0.0]], "tumor domain": 1, "roi type": "hotspot"}
-    assert (found["q.jpg"]["tumor domain"], found["q.jpg"]["roi type"]) == (2, "random")
+    assert list(found) == ["a.jpg", "za.jpg", "b.jpg", "q.jpg", "r.jpg"]
+    assert found["b.jpg"] == {"annotations": [[0.05, 0.02, 0.0]], "tumor domain": "two", "roi type": "hotspot"}
+    assert found["q.jpg"] == {"annotations": [], "tumor domain": "dog", "roi type": "random"}
+    assert (found["r.jpg"]["tumor domain"], found["r.jpg"]["roi type"]) == ("quiet", "challenging")
     assert ground_truth.main(["fields", *folders, f"{tmp_path}/one", "--out", str(out)]) == 1
+    (tmp_path / "quiet" / "labels.csv").write_text(table.replace("challenging", "dull"))
+    capsys.readouterr()
+    assert ground_truth.main(["fields", *folders, "--out", str(out)]) == 1
+    assert "r.jpg: roi_type 'dull' in the table; hotspot, challenging, random" in capsys.readouterr().err
 
 
 def test_our_crops_become_stacks_with_a_ground_truth(tmp_path, pages):
@@ -352,12 +364,12 @@ def test_what_a_system_was_trained_on_is_no_test():
 
 
 def write_fields(folder, images):
-    """Grey fields of 100 x 80 px at .5 um/px, each its own case "c<number>", with a figure at (40, 40)."""
+    """Grey fields of 100 x 80 px at .5 um/px, each its own case "c<number>" and scanner, with a figure at (40, 40)."""
     folder.mkdir()
     for name in images:
         Image.new("RGB", (100, 80), "grey").save(folder / name)
-    rows = [f"{name},c{number},0.5" for number, name in enumerate(images)]
-    (folder / "images.csv").write_text("\n".join(["image,case,um_per_px", *rows]))
+    rows = [f"{name},c{number},0.5,s{number}" for number, name in enumerate(images)]
+    (folder / "images.csv").write_text("\n".join(["image,case,um_per_px,scanner", *rows]))
     figures = [f"{name},40,40,mitotic figure" for name in images]
     (folder / "figures.csv").write_text("\n".join(["image,x,y,label", *figures]))
     return folder
@@ -392,15 +404,124 @@ def test_fields_by_their_folders_and_folds_with_what_was_learned_marked(tmp_path
     assert "warning: mine, weights 1 was trained on set:c0: no test" in printed.err
     table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
     assert table["overall"].split()[1:6] == ["2", "2", "1", "1", "1"]
-    assert "trained on" in table["tumour domain 0, set:c0"]
-    assert "trained on" not in table["tumour domain 1, set:-c0"]
-    assert table["tumour domain 1, set:-c0"].split()[-3:] == ["0.00", "500.00", "1"]  # 1 / (.05 mm x .04 mm)
+    assert "trained on" in table["scanner s0"]
+    assert "trained on" not in table["scanner s1"]
+    assert table["scanner s1"].split()[-3:] == ["0.00", "500.00", "1"]  # 1 / (.05 mm x .04 mm)
+    assert not [name for name in table if name.startswith(("set", "tumour", "ROI"))]  # one of each: not repeated
     page = (tmp_path / "out/evaluation.html").read_text()
     assert "<td>trained on</td>" in page
     assert "was trained on set:c0: no test" in page
+    # out of fold: by predict's note other weights made it, which did not learn from the image
+    write(tmp_path / "fold0/a.png/about.json", about | {"version": "fold 0", "image": {"name": "a.png"}})
+    assert main([*command, "--system", "mine"]) == 0
+    assert "trained on" not in capsys.readouterr().out
     write(tmp_path / "fold1" / "a.png" / "mitotic-figures.json", result())
     assert main(command) == 1
     assert "a second result of a.png, after" in capsys.readouterr().err
+
+
+def write_split(path, folds):
+    path.write_text("\n".join(["set,case,fold", *(f"set,{case},{fold}" for case, fold in folds.items())]))
+    return ["--split", str(path), "--fold"]
+
+
+def test_a_fold_of_a_split_is_evaluated(tmp_path, capsys):
+    data = write_fields(tmp_path / "set", ["a.png", "b.png"])
+    for image in ("a.png", "b.png"):
+        write(tmp_path / "p" / f"{image}.json", result(point(0.02, 0.02, 0.9)))
+    of_split = write_split(tmp_path / "split.csv", {"c0": "train", "c1": "test", "c9": "validation"})
+    every = ["--data", str(data), "--predictions", str(tmp_path / "p")]
+    only_b = ["--data", f"{data}:c1", *every[2:]]
+    command = ["evaluate", "--track", "1", "--out", str(tmp_path / "out")]
+    found = []
+    for options in (only_b, [*every, *of_split, "test"]):  # the prediction of a.png is left out
+        assert main([*command, *options]) == 0
+        found.append((tmp_path / "out/metrics.json").read_text())
+    assert found[0] == found[1]
+    assert f"fold test of {tmp_path / 'split.csv'}" in (tmp_path / "out/evaluation.html").read_text()
+    assert [entry["image"] for entry in json.loads(found[0])["results"]] == ["b.png"]
+    assert main([*command, *every, *of_split, "test,train"]) == 0
+    out = tmp_path / "truth.json"
+    assert ground_truth.main(["fields", str(data), "--out", str(out), *of_split, "test"]) == 0
+    assert list(read_ground_truth(out, 1)) == ["b.png"]
+    capsys.readouterr()
+    wrong = [([*every, *of_split, "3"], "3"), ([*every, *of_split, "validation"], "no case of --data is in fold valid")]
+    wrong += [([*every, *of_split[:2]], "give --fold, too"), ([*every, "--fold", "test"], "give --split FILE, too")]
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/a.png.json").write_text((tmp_path / "p/a.png.json").read_text())
+    other = ["--data", str(data), "--predictions", str(tmp_path / "q"), *of_split, "test"]
+    wrong.append((other, f"{tmp_path / 'q'}: predictions of 1 images, none of those chosen"))
+    for options, said in wrong:
+        assert main([*command, *options]) == 1
+        message = capsys.readouterr().err
+        assert said in message
+        assert message.count("\n") == 1
+
+
+def test_tissue_in_two_images_counts_in_the_first(tmp_path, capsys):
+    """Fields of 100 x 80 px from one frame, the second 60 px to the right: they share 40 x 80 px."""
+    data = write_fields(tmp_path / "set", ["a.png", "b.png"])
+    rows = ["image,case,um_per_px,frame,frame_x,frame_y", "a.png,c,0.5,f,0,0", "b.png,c,0.5,f,60,0"]
+    (data / "images.csv").write_text("\n".join(rows))
+    # In the frame: A at 20, B at 80 in both images, C at 99 in both and D at 101 in b only, E at 140 in b.
+    places = {"a.png": [20, 80, 99], "b.png": [20, 39, 41, 80]}
+    figures = [f"{image},{x},40,mitotic figure" for image, each in places.items() for x in each]
+    (data / "figures.csv").write_text("\n".join(["image,x,y,label", *figures]))
+    # Of b: B found again; D found, but from across the border; a false one inside, another outside; E missed.
+    found = {"a.png": [20, 80, 50], "b.png": [20, 38.5, 5, 97]}
+    for image, each in found.items():
+        write(tmp_path / "p" / f"{image}.json", result(*(point(x / 2000, 0.02, 0.9) for x in each)))
+    command = ["evaluate", "--track", "1", "--data", str(data), "--predictions", str(tmp_path / "p")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("overall")).split()
+    # figures A B C D E; true A B D; false 50 of a and 97 of b; missed C E
+    assert row[1:6] == ["2", "5", "3", "2", "2"]
+    assert "2 of 7 figures are seen in more than one image" in printed
+    written = json.loads((tmp_path / "out/metrics.json").read_text())["results"]
+    assert written[1]["metrics"] == {"true_positives": 1, "false_negatives": 1, "false_positives": 1}
+    known = extents(read_labelled(1, [str(data)]).items)
+    assert known["a.png"].mm2 == pytest.approx(100 * 80 * 0.25e-6)
+    assert known["b.png"].mm2 == pytest.approx(60 * 80 * 0.25e-6)
+    np.testing.assert_allclose(known["b.png"].shared, [[-0.00025, -0.00025, 0.01975, 0.03975]])
+
+
+def test_a_glass_in_two_sets_is_told_and_a_missing_image_comes_first(tmp_path, capsys, monkeypatch):
+    options = []
+    for name in ("one", "two"):
+        data = write_fields(tmp_path / name, [f"{name}.png"])
+        (data / "images.csv").write_text(f"image,slide,um_per_px\n{name}.png,glass,0.5\n")
+        write(tmp_path / "p" / f"{name}.png.json", result(point(0.02, 0.02, 0.9)))
+        options.append(str(data))
+    command = ["evaluate", "--track", "1", "--data", *options]
+    assert main([*command, "--predictions", str(tmp_path / "p")]) == 0
+    printed = capsys.readouterr().out
+    assert "slide glass comes in one (unknown), two (unknown): the same figure may count in each." in printed
+    assert [line.split("  ")[0] for line in printed.splitlines() if line.startswith("set")] == ["set one", "set two"]
+    (tmp_path / "two/two.png").unlink()
+    monkeypatch.setattr(inputs, "load", lambda *given: pytest.fail("a system is loaded"))
+    assert main(command) == 1
+    assert "two/two.png: cannot be read" in capsys.readouterr().err
+
+
+def test_area_shared_with_several_images_is_taken_once():
+    # 10 x 10 and 10 x 10 that share 5 x 10, and one of 2 x 3 apart
+    assert labelled._area_of_union(np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 22, 23]], float)) == 156
+    assert labelled._area_of_union(np.zeros((0, 4))) == 0
+
+
+def test_counts_are_compared_by_image(tmp_path):
+    """Labelled 0, 2, 4; predicted 1, 2, 6: a slope of 5/4, errors of 1, 0, 2 with a deviation of 1."""
+    cases = []
+    for number, (true, predicted) in enumerate([(0, 1), (2, 2), (4, 6)]):
+        truths = np.array([(0.1 * x, 0, 0) for x in range(true)], float).reshape(-1, 3)
+        accepted = Detections.of(np.full((predicted + 1, 4), 0.5), [0.9] * predicted + [0.1], MM_PER_PX)
+        cases.append(metrics.DetectionCase(f"{number}", 0, "hotspot", truths, accepted))
+    assert metrics.count_error(cases) == pytest.approx((3, 1.25, 1, 1 - 1.96, 1 + 1.96))
+    alone = metrics.count_error(cases[1:2])
+    assert (alone.bias, math.isnan(alone.slope), math.isnan(alone.high)) == (0, True, True)
+    assert "rises by n/a" in count_notes(cases[1:2])[0]
+    assert "+0.00 on average (bias) (limits" in count_notes(cases[1:2])[1]
 
 
 def write_crops(folder, labels):
@@ -432,6 +553,12 @@ def test_crops_by_their_folder_with_what_was_learned_marked(tmp_path, capsys):
         "tumour domain 0, cat",
     }
     assert "was trained on set:y: no test" in page
+    assert main(["evaluate", "--track", "1", "--data", str(data), "--predictions", str(tmp_path / "p")]) == 1
+    assert "set: crops, which have no field to search" in capsys.readouterr().err
+    of_split = write_split(tmp_path / "split.csv", {"x": "0", "y": "1"})
+    assert main([*command, *of_split, "0"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.err, "tumour domain 0, dog" in printed.out) == ("", True)
     (tmp_path / "q").mkdir()
     (tmp_path / "q/y.json").write_text((tmp_path / "p/y.json").read_text())
     assert main([*command, str(tmp_path / "q")]) == 1
@@ -501,7 +628,7 @@ def test_folds_are_judged_at_thresholds_that_the_others_chose(tmp_path, capsys, 
     assert content["overall"]["balanced_accuracy"] == 0.5
     for more in (["--out", str(tmp_path)], ["--model", str(tmp_path)], ["--predictions", str(tmp_path)]):
         assert main(["evaluate", "--track", "2", "--folds", str(out), *more]) == 1
-        assert "leave --predictions, --model, --system and --out out" in capsys.readouterr().err
+        assert "leave --predictions, --model, --system, --split, --fold and --out out" in capsys.readouterr().err
     (out / "fold1/held_out.csv").write_text("file,case\n")
     assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 1
     assert "held_out.csv: column domain, fold, label, one_view, raw is missing" in capsys.readouterr().err

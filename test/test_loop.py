@@ -1,9 +1,12 @@
-"""The training loop on a task of no size: kills and resumes, accumulation, averages, losses that are not finite."""
+"""The training loop on a task of no size: kills and resumes, accumulation, averages, losses that are not finite, a
+memory and a disk that are too small."""
 
 import copy
 import csv
 import itertools
 import math
+import re
+import resource
 
 import msgspec
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from midog.errors import UserError
+from resources.train.kit import loop
 from resources.train.kit.detector import DetectorRecipe
 from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at
 from resources.train.kit.recipes import LoopRecipe, read_plan
@@ -41,6 +45,7 @@ RECIPE = LoopRecipe(
     keep="last",
     patience=0,
     half_precision=False,
+    pretrained="",
 )
 
 
@@ -53,17 +58,21 @@ def chance(network):
 
 
 class Points:
-    """A `Task`: the mean square error of drawn points; the losses' `happens` by the number of the step."""
+    """A `Task`: the mean square error of drawn points; the losses' `happens` by the number of the step.
+
+    `fit`: so many points have room in memory. `seen`: those that were learnt from, by step.
+    """
 
     steps_an_epoch, criterion = STEPS, "chance"
 
-    def __init__(self, recipe, highest=True, happens=None):
-        self.recipe, self.highest, self.happens = recipe, highest, happens or {}
+    def __init__(self, recipe, highest=True, happens=None, fit=math.inf):
+        self.recipe, self.highest, self.happens, self.fit = recipe, highest, happens or {}, fit
+        self.accumulate, self.seen = recipe.accumulate, {}
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 1, 1)).double()
 
     def batches(self, step):
-        size = self.recipe.batch // self.recipe.accumulate
+        size = self.recipe.batch // self.accumulate
         for first in itertools.count(step * self.recipe.batch, size):
             self.step = first // self.recipe.batch
             yield POINTS[first : first + size]
@@ -75,6 +84,10 @@ class Points:
         happens = self.happens.get(self.step, 1.0)
         if happens is Killed:
             raise Killed
+        if len(batch) > self.fit:
+            self.seen[self.step] = []
+            raise torch.OutOfMemoryError
+        self.seen[self.step] = [*self.seen.get(self.step, []), *batch[:, 0, 0].tolist()]
         return ((network(batch)[:, 0] - batch.prod(1)) ** 2).mean() * happens
 
     def validate(self, member):
@@ -235,3 +248,62 @@ def test_the_steps_have_the_schedules_learning_rates(tmp_path):
         loop.run()
     moved = (loop.network[0].weight.detach() - before).abs()
     assert moved.flatten().tolist() == pytest.approx([learning_rate_at(recipe, 0, STEPS)] * 6, rel=1e-4)
+
+
+# --- a memory and a disk that are too small -----------------------------------------
+
+
+def test_forwards_are_halved_until_they_fit_and_a_step_stays_the_same(tmp_path, caplog):
+    """Without batch norm, whose statistics are a forward's."""
+    tasks, states = [], []
+    for name, fit in (("whole", math.inf), ("small", 1)):
+        (tmp_path / name).mkdir()
+        task = Points(RECIPE, fit=fit)
+        task.network[1] = nn.Identity()
+        tasks.append(task)
+        caplog.clear()
+        states += Loop(task, RECIPE, tmp_path / name, CPU).run()
+    assert [task.accumulate for task in tasks] == [1, 4]
+    assert tasks[0].seen == tasks[1].seen
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6)
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert said == [
+        f"{tmp_path / 'small'}: the memory of cpu is too small for {count} images a forward: "
+        f"{4 // count * 2} forwards a step from here on"
+        for count in (4, 2)
+    ]
+
+
+def test_a_memory_too_small_for_one_image_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"the memory of cpu is too small for 1 images a forward; give .*") as error:
+        Loop(Points(RECIPE, fit=0), RECIPE, tmp_path, CPU).run()
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(tmp_path, monkeypatch):
+    """No file may grow beyond what the first epoch's needed, less a byte: it is written whole or not at all."""
+    written = loop.save_checkpoint
+
+    def on_a_full_disk(path, state):
+        if path.exists():
+            unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size - 1, unlimited[1]))
+            try:
+                written(path, state)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        else:
+            written(path, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", on_a_full_disk)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(UserError, match=re.escape(f"{path}: cannot be written (File too large)")) as error:
+        Loop(Points(RECIPE), RECIPE, tmp_path, CPU).run()
+    assert "\n" not in str(error.value)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoint.pt", "epochs.csv"]
+    assert len(load_checkpoint(path)["rows"]) == len(rows_of(tmp_path)) == 1
+    monkeypatch.undo()
+    Loop(Points(RECIPE), RECIPE, tmp_path, CPU).run()
+    assert len(rows_of(tmp_path)) == RECIPE.epochs

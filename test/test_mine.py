@@ -20,9 +20,9 @@ from resources.train.kit.export import data_sources
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIGURE = (60.0, 60.0)
-# Where a stub detects in every field, in px of its .25 um, and with what score.
+# Where a stub detects in every field, in px of .25 um, and with what score.
 DETECTED = (
-    (60.0, 61.0, 0.9),  # the figure
+    (60.0, 61.0, 0.9),  # the figure, or an unclear cell
     (60.0, 109.0, 0.9),  # 12.25 um from it
     (60.0, 111.0, 0.8),  # 12.75 um
     (150.0, 20.0, 0.25),
@@ -32,14 +32,15 @@ DETECTED = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """fine.png at .25 um/px and coarse.png at .5, each of 50 x 50 um with one figure at the same place; the folder."""
+    """fine.png at .25 um/px with a figure and coarse.png at .5 with an unclear cell at the same place, each of
+    50 x 50 um; the folder."""
     made = tmp_path / "set"
     made.mkdir()
     for name, side in (("fine.png", 200), ("coarse.png", 100)):
         cv2.imwrite(str(made / name), np.full((side, side, 3), 200, np.uint8))
     (made / "images.csv").write_text("image,um_per_px\nfine.png,0.25\ncoarse.png,0.5\n")
     x = (FIGURE[0] + 0.5) / 2 - 0.5
-    rows = [f"fine.png,{FIGURE[0]},{FIGURE[1]},mitotic figure", f"coarse.png,{x},{x},mitotic figure"]
+    rows = [f"fine.png,{FIGURE[0]},{FIGURE[1]},mitotic figure", f"coarse.png,{x},{x},unclear"]
     (made / "figures.csv").write_text("\n".join(["image,x,y,label", *rows, ""]))
     return made
 
@@ -53,8 +54,9 @@ def detector(monkeypatch):
             assert system.classifier is None
 
         def __call__(self, field):
+            px = 0.25 / field.um_per_px[0]
             x, y, scores = np.array(DETECTED, np.float32).T
-            boxes = np.stack([x - 25, y - 20, x + 25, y + 20], 1)
+            boxes = (np.stack([x - 25, y - 20, x + 25, y + 20], 1) + 0.5) * px - 0.5
             return Detections.of(boxes, np.zeros(len(boxes)), field.um_per_px, scores=scores)
 
     monkeypatch.setattr(mine, "SystemDetector", Detector)
@@ -75,7 +77,8 @@ def test_what_is_mined_comes_back_where_it_was_found(folder, detector, tmp_path,
     assert table.groupby("image").first().loc["fine.png"].tolist() == ["set", 60, 111, "non-mitotic figure", 0.8]
     for before, after in zip(read_fields([folder]), add_mined(read_fields([folder]), [out]), strict=True):
         assert after.hard_negatives.dtype == np.float32
-        assert after.hard_negatives == pytest.approx(np.array([[60, 111], [150, 20]]))
+        px = 0.25 / after.um_per_px[0]
+        assert after.hard_negatives == pytest.approx((np.array([[60, 111], [150, 20]]) + 0.5) * px - 0.5)
         assert np.array_equal(after.figures, before.figures)
 
 
@@ -123,6 +126,7 @@ def test_a_cell_is_added_once_and_a_figure_never(folder, tmp_path):
         tmp_path / "first.csv",
         "set,fine.png,61,61,non-mitotic figure,.9",  # the figure, labelled since
         "set,fine.png,150,20,non-mitotic figure,.9",
+        "set,coarse.png,30,31,non-mitotic figure,.9",  # an unclear cell
         "set,held_out.png,9,9,non-mitotic figure,.9",
         "other,coarse.png,9,9,non-mitotic figure,.9",
     )

@@ -2,17 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import timm
 import torch
 from conftest import ROOT
-from safetensors.torch import save_file
 from torch import nn
 
 from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options, normalisation
-from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_classifier, timm_pretrained
+from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_classifier
 
 
 def randomise(network: nn.Module) -> nn.Module:
@@ -156,29 +153,3 @@ def test_stochastic_depth_where_there_is_some() -> None:
 def test_options_of_our_own_networks_know_no_input_size() -> None:
     assert classifier_options("convnextv2", {"widths": [8]}, 64) == {"widths": [8]}
     assert classifier_options("timm", {"name": "a", "img_size": 32}, 64) == {"name": "a", "img_size": 32}
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize(
-    ("name", "first", "head"),
-    [
-        ("vit_tiny_patch16_224", "patch_embed.proj.weight", "head"),
-        ("resnet18", "conv1.weight", "fc"),
-        ("regnety_002", "stem.conv.weight", "head.fc"),
-    ],
-)
-def test_pretrained_weights_from_a_file(name: str, first: str, head: str, suffix: str, tmp_path: Path) -> None:
-    published, file = timm.create_model(name).state_dict(), tmp_path / f"weights{suffix}"
-    (torch.save if suffix == ".pth" else save_file)(published, file)
-    network = timm_pretrained(name, file, num_classes=1, img_size=64).eval()
-    torch.testing.assert_close(network.state_dict()[first], published[first])
-    assert network.state_dict()[f"{head}.weight"].shape == (1, published[f"{head}.weight"].shape[1])
-    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1)
-
-
-def test_pretrained_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(RuntimeError, match="state_dict"):
-        timm_pretrained("resnet18", tmp_path / "other.safetensors", num_classes=2)
-    with pytest.raises(FileNotFoundError):
-        timm_pretrained("resnet18", tmp_path / "none.pth")

@@ -48,7 +48,7 @@ def test_the_package_s_dependencies_are_the_pins_of_requirements_txt(wheel):
     base = {pin.split("==")[0] for pin, extra in needed if not extra}
     assert {"numpy", "tifffile", "Jinja2", "scikit-learn", "msgspec"} <= base
     assert not {"torch", "timm", "ultralytics", "distributed", "pytest"} & base
-    assert {extra for _, extra in needed} == {"", "torch", "train", "cluster"}
+    assert {extra for _, extra in needed} == {"", "torch", "train", "pretrained", "cluster"}
     (entry,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "midog = midog.__main__:main" in entry
 

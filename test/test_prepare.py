@@ -1,7 +1,6 @@
-"""Public data sets become tiles: coordinates, classes, tiles without figures, a kill and a resume, bad input."""
+"""Public data sets become tables of whole images: coordinates, classes, what is missing, bad input; and tiled files."""
 
 import json
-import os
 import sqlite3
 
 import numpy as np
@@ -9,13 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from resources.data import cut, prepare
+from midog.images.slide import open_slide
+from resources.data import prepare, retile
 from resources.data.class_names import BACKGROUND, HARD_NEGATIVE, MITOTIC, UNCLEAR, meaning
 from resources.data.fields import read_fields
 
 TISSUE, PALE, MITOSIS, OTHER = (215, 160, 200), (235, 190, 225), (40, 20, 90), (120, 50, 20)
-SIZE = 2000, 1500  # 5 x 4 tiles: left 0, 372, 744, 1116, 1488; top 0, 329, 658, 988
-# The second's centre lies just left of the third column of tiles; its box, and some of its pixels, reach into it.
+SIZE = 2000, 1500
 FIGURES = [(600, 400), (740, 1400), (3, 5)]
 HARD_NEGATIVES = [(1100, 380), (1999, 1499)]
 
@@ -78,7 +77,7 @@ def database(path, slides, annotations):
 
 @pytest.fixture
 def midogpp(tmp_path):
-    """Two regions, the second without labels; the command that cuts all their tiles, without --out."""
+    """Two regions, the second without labels; the command that makes their tables, without --out."""
     draw(tmp_path / "images/001.tiff", SIZE, FIGURES, HARD_NEGATIVES)
     draw(tmp_path / "images/002.tiff", (700, 600), um_per_px=0.25)
     cells = [(1, 1, x, y) for x, y in FIGURES] + [(1, 2, x, y) for x, y in HARD_NEGATIVES]
@@ -94,73 +93,60 @@ def tables(out):
     return pd.read_csv(out / "images.csv"), pd.read_csv(out / "figures.csv")
 
 
-def pixels_of(out, name):
-    return np.array(Image.open(out / name))
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def check_tiles(out):
-    """Every label points at its cell, and every cell's pixel in a tile is near a label of its own class."""
+def check_tables(out):
+    """Every label points at its cell in the file that the table names, and nothing but tables was written."""
     images, figures = tables(out)
-    for name in images.image:
-        pixels = pixels_of(out, name).astype(int)
-        assert pixels.shape == (512, 512, 3)
-        rows = figures[figures.image == name]
-        for row in rows.itertuples():
-            colour = pixels[round(row.y), round(row.x)]
-            assert np.abs(colour - (MITOSIS if row.label == MITOTIC else OTHER)).max() < 25
-            assert ((row.x0 + row.x1) / 2, (row.y0 + row.y1) / 2) == (row.x, row.y)
-        if rows.empty:
-            assert pixels.min() > 130
+    assert sorted(path.name for path in out.iterdir()) == ["figures.csv", "images.csv"]
+    for row in images.itertuples():
+        with Image.open(out / row.image) as image:
+            pixels = np.array(image).astype(int)
+            assert image.size == (row.width, row.height)
+        for cell in figures[figures.image == row.image].itertuples():
+            assert ((cell.x0 + cell.x1) / 2, (cell.y0 + cell.y1) / 2) == (cell.x, cell.y)
+            if cell.label != UNCLEAR:
+                colour = pixels[round(cell.y), round(cell.x)]
+                assert np.abs(colour - (MITOSIS if cell.label == MITOTIC else OTHER)).max() < 25
     return images, figures
 
 
+def places(figures):
+    return set(zip(figures.x, figures.y, figures.label, strict=True))
+
+
 def test_regions_of_midogpp(midogpp, tmp_path, capsys):
-    assert run(midogpp, tmp_path / "out", "--negatives", "1000") == 0
-    images, figures = check_tiles(tmp_path / "out")
-    assert set(figures.label) == {MITOTIC, HARD_NEGATIVE}
-    for cells, label in ((FIGURES, MITOTIC), (HARD_NEGATIVES, HARD_NEGATIVE)):
-        rows = figures[figures.label == label].merge(images, on="image")
-        assert {(x, y) for x, y in zip(rows.x + rows.source_x, rows.y + rows.source_y, strict=True)} == set(cells)
-    # (740, 1400) is in the tile at 372, 988 only; the tile at 744, 988 has a corner of the cell and is not used
-    places = set(zip(images.source_x, images.source_y, strict=True))
-    assert (372, 988) in places
-    assert (744, 988) not in places
-    assert images.groupby("source_image").case.unique().str[0].to_dict() == {
-        "001.tiff": "MIDOGpp_001",
-        "002.tiff": "MIDOGpp_002",
-    }
-    assert images.groupby("case").um_per_px.mean().to_list() == pytest.approx([0.23, 0.25], abs=1e-4)
+    assert run(midogpp, tmp_path / "out") == 0
+    images, figures = check_tables(tmp_path / "out")
+    assert list(images.image) == ["../images/001.tiff", "../images/002.tiff"]
+    assert list(images.case) == ["MIDOGpp_001", "MIDOGpp_002"]
+    assert images.um_per_px.to_list() == pytest.approx([0.23, 0.25], abs=1e-4)
     assert set(images.tumor) == {"human melanoma"}
-    assert (images.source_image == "002.tiff").sum() == 4
-    assert "hard negatives" in capsys.readouterr().out
-    assert not list((tmp_path / "out").rglob("*.part"))
-    assert not (tmp_path / "out/unfinished").exists()
+    assert places(figures) == {(*each, MITOTIC) for each in FIGURES} | {
+        (*each, HARD_NEGATIVE) for each in HARD_NEGATIVES
+    }
+    assert "2 images; 3 mitotic figures and 2 hard negatives" in capsys.readouterr().out
+    assert run(midogpp, tmp_path / "out") == 1
+    assert "give another --out" in capsys.readouterr().err
 
 
-def test_the_table_is_what_training_reads(midogpp, tmp_path):
+def test_the_tables_are_what_training_reads(midogpp, tmp_path):
     assert run(midogpp, tmp_path / "out") == 0
-    _, figures = tables(tmp_path / "out")
-    fields = read_fields([tmp_path / "out"])
-    assert sum(len(field.figures) for field in fields) == (figures.label == MITOTIC).sum()
-    assert sum(len(field.hard_negatives) for field in fields) == (figures.label == HARD_NEGATIVE).sum()
-    for field in fields:
-        for x, y in np.round(field.figures).astype(int):
-            assert np.abs(field.pixels[y, x].astype(int) - MITOSIS).max() < 25
+    first, second = read_fields([tmp_path / "out"])
+    assert (first.name, first.size, first.case) == ("001.tiff", SIZE, "MIDOGpp_001")
+    assert len(second.figures) == 0
+    for field in (first, first.at(0.25), first.at(0.46)):
+        for points, colour in ((field.figures, MITOSIS), (field.hard_negatives, OTHER)):
+            for x, y in np.round(points).astype(int):
+                assert np.abs(field.read_reflected(x, y, 1, 1)[0, 0].astype(int) - colour).max() < 25
 
 
-def test_as_many_tiles_without_figures_as_with(midogpp, tmp_path):
+def test_images_without_labels_that_are_not_there(midogpp, tmp_path, capsys):
+    (tmp_path / "images/002.tiff").unlink()
     assert run(midogpp, tmp_path / "out") == 0
-    images, figures = tables(tmp_path / "out")
-    first = images[images.source_image == "001.tiff"]
-    assert 2 * first.image.isin(figures.image).sum() == len(first)
-    assert (images.source_image == "002.tiff").sum() == cut.MIN_NEGATIVES
-    assert run(midogpp, tmp_path / "none", "--negatives", "0") == 0
-    images, figures = tables(tmp_path / "none")
-    assert set(images.image) == set(figures.image)
+    assert "not there and without labels, left out: 1 of 2 images" in capsys.readouterr().out
+    assert list(check_tables(tmp_path / "out")[0].case) == ["MIDOGpp_001"]
+    (tmp_path / "images/001.tiff").unlink()
+    assert run(midogpp, tmp_path / "none") == 1
+    assert "001.tiff: not found (nor 0 more)" in capsys.readouterr().err
 
 
 def test_spacing_where_the_image_tells_none(midogpp, tmp_path, capsys):
@@ -172,8 +158,31 @@ def test_spacing_where_the_image_tells_none(midogpp, tmp_path, capsys):
     (tmp_path / "MIDOG++.json").write_text(json.dumps(content))
     assert run(midogpp, tmp_path / "out", "--mpp", "0.5") == 0
     images, _ = tables(tmp_path / "out")
-    assert images.groupby("source_image").um_per_px.mean().to_list() == pytest.approx([0.25, 0.5], abs=1e-4)
+    assert images.um_per_px.to_list() == pytest.approx([0.25, 0.5], abs=1e-4)
     assert "003.png: no resolution" in capsys.readouterr().err
+
+
+def test_images_in_strips_become_tiles(midogpp, tmp_path, capsys):
+    assert run(midogpp, tmp_path / "out") == 0
+    draw(tmp_path / "images/001.tiff", (9000, 1500), FIGURES, HARD_NEGATIVES)  # a window of it decodes 4 million pixels
+    Image.open(tmp_path / "images/001.tiff").save(
+        tmp_path / "images/001.tiff", compression="tiff_lzw", dpi=(110435,) * 2
+    )
+    table = pd.read_csv(tmp_path / "out/images.csv").assign(width=[9000, 700])
+    table.to_csv(tmp_path / "out/images.csv", index=False)
+    assert retile.main([str(tmp_path / "out"), str(tmp_path / "tiled")]) == 0
+    assert "1 of 2 images in tiles" in capsys.readouterr().out
+    images, figures = tables(tmp_path / "tiled")
+    assert list(images.image) == ["images/001.tiff", "../images/002.tiff"]
+    assert places(figures) == places(tables(tmp_path / "out")[1])
+    with open_slide(tmp_path / "images/001.tiff") as source, open_slide(tmp_path / "tiled/images/001.tiff") as slide:
+        assert slide.segment == (512, 512)
+        assert slide.um_per_px == pytest.approx(source.um_per_px, abs=1e-4)
+        difference = slide.read(0, 0, *slide.size).astype(int) - source.read(0, 0, *source.size)
+        assert np.abs(difference).mean() < 2
+    before = (tmp_path / "tiled/images/001.tiff").stat().st_mtime_ns
+    assert retile.main([str(tmp_path / "out"), str(tmp_path / "tiled")]) == 0  # what is there is not written again
+    assert (tmp_path / "tiled/images/001.tiff").stat().st_mtime_ns == before
 
 
 def test_slides_of_a_slide_runner_database(tmp_path, capsys):
@@ -194,17 +203,13 @@ def test_slides_of_a_slide_runner_database(tmp_path, capsys):
     slides = [(1, "a 1.tiff", *SIZE), (2, "b.tiff", None, None), (3, "glass.tiff", 700, 600)]
     database(tmp_path / "cells.sqlite", slides, annotations)
     command = ["slide-runner", "--database", str(tmp_path / "cells.sqlite"), "--slides", str(tmp_path / "slides")]
-    assert run(command, tmp_path / "out", "--negatives", "1000") == 0
-    images, figures = check_tiles(tmp_path / "out")
-    rows = figures.merge(images, on="image")
-    found = set(zip(rows.x + rows.source_x, rows.y + rows.source_y, rows.label, strict=True))
-    assert found == {(600, 400, MITOTIC), (300, 1200, MITOTIC), (1100, 380, HARD_NEGATIVE)}
+    assert run(command, tmp_path / "out") == 0
+    images, figures = check_tables(tmp_path / "out")
+    known = {(600, 400, MITOTIC), (300, 1200, MITOTIC), (1100, 380, HARD_NEGATIVE)}
+    assert places(figures) == known | {(1900, 1400, UNCLEAR)}
     assert set(figures.x1 - figures.x0) == {50}
-    # the tile of the cell without agreement is neither with figures nor without; the granulocyte's is background
-    places = set(zip(images.source_x, images.source_y, strict=True))
-    assert (1488, 988) not in places
-    assert (1488, 0) in places
-    assert set(images.case) == {"a 1", "b"}
+    assert list(images.case) == ["a 1", "b", "glass"]
+    assert list(read_fields([tmp_path / "out"])[0].unclear.ravel()) == [1900, 1400]
     told = capsys.readouterr().out
     assert "class 'Mitotic figure': 2 cells, taken as mitotic figure" in told
     assert "class 'Mitotic figure lookalike': 1 cells, taken as non-mitotic figure" in told
@@ -221,7 +226,7 @@ def test_an_early_database_marks_no_deleted_cells(tmp_path):
     file.close()
     command = ["slide-runner", "--database", str(path), "--slides", str(tmp_path / "slides")]
     assert run(command, tmp_path / "out") == 0
-    assert len(check_tiles(tmp_path / "out")[1]) > 0
+    assert places(check_tables(tmp_path / "out")[1]) == {(300, 200, MITOTIC)}
 
 
 @pytest.mark.parametrize(
@@ -248,64 +253,13 @@ def test_class_names(name, expected):
     assert meaning(name) == expected
 
 
-def test_a_killed_run_resumes_to_the_same_folder(midogpp, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    replace, calls = os.replace, []
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append(paths), replace(*paths)))
-    assert run(midogpp, tmp_path / "whole") == 0
-    last = len(calls) - 1
-
-    for stop in (1, 5, last // 2, last - 1, last):
-        out = tmp_path / str(stop)
-        calls.clear()
-
-        def killed_before(*paths, stop=stop):
-            calls.append(paths)
-            if len(calls) > stop:
-                raise Killed
-            replace(*paths)
-
-        monkeypatch.setattr(os, "replace", killed_before)
-        with pytest.raises(Killed):
-            run(midogpp, out)
-        assert not (out / "images.csv").exists()
-        monkeypatch.setattr(os, "replace", replace)
-        assert run(midogpp, out) == 0
-        assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_finished_images_are_not_cut_again(midogpp, tmp_path, monkeypatch, capsys):
-    read = []
-    open_slide = cut.open_slide
-
-    def told(path, *arguments, **options):
-        read.append(path.name)
-        return open_slide(path, *arguments, **options)
-
-    monkeypatch.setattr(cut, "open_slide", told)
-    (tmp_path / "images/002.tiff").rename(tmp_path / "held back")
-    (tmp_path / "images/002.tiff").write_bytes(b"no image")
-    assert run(midogpp, tmp_path / "out") == 1
-    assert "002.tiff" in capsys.readouterr().err
-    (tmp_path / "held back").rename(tmp_path / "images/002.tiff")
-    assert run(midogpp, tmp_path / "out") == 0
-    assert run(midogpp, tmp_path / "out") == 0
-    assert read == ["001.tiff", "002.tiff", "002.tiff"]
-    assert run(midogpp, tmp_path / "out", "--negatives", "3") == 1
-    assert "another --out" in capsys.readouterr().err
-
-
 def test_labels_beside_the_image_are_told(midogpp, tmp_path, capsys):
     draw(tmp_path / "images/003.tiff", (400, 300))
-    content = coco({3: (400, 300)}, [(3, 1, 450, 100)])  # in the tile, but beyond the image
+    content = coco({3: (400, 300)}, [(3, 1, 450, 100)])
     (tmp_path / "MIDOG++.json").write_text(json.dumps(content))
     assert run(midogpp, tmp_path / "out") == 0
     assert "labels outside the image, left out: 1" in capsys.readouterr().err
     assert tables(tmp_path / "out")[1].empty
-    assert run(midogpp, tmp_path / "nothing", "--negatives", "0") == 1
-    assert "nothing to train on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -337,9 +291,6 @@ def test_other_bad_input(midogpp, tmp_path, capsys):
         assert run(command, tmp_path / out, *more) == 1
         return capsys.readouterr().err
 
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used/images.csv").write_text("image\n")
-    assert "is not empty" in told(midogpp, "used")
     (tmp_path / "MIDOG++.json").write_text("{")
     assert "not JSON" in told(midogpp)
 
@@ -351,5 +302,3 @@ def test_other_bad_input(midogpp, tmp_path, capsys):
     path.unlink()
     database(path, [(1, "001.tiff", *SIZE)], [(1, 3, SPOT, 0, [(600, 400)])])
     assert "no mitotic figure" in told(command)
-    with pytest.raises(SystemExit):
-        run(midogpp, tmp_path / "out", "--negatives", "-1")

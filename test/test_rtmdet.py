@@ -1,4 +1,4 @@
-"""RTMDet: published counts, shapes, its grid points, mmdetection's checkpoints, assignment, losses, overfitting."""
+"""RTMDet: published counts, shapes, its grid points, assignment, losses, overfitting."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from midog.engine.detector import NetworkDetector
 from midog.evaluation.metrics import match
-from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, from_mmdetection, grid_points
+from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, grid_points
 from resources.data import synthetic
 from resources.data.fields import read_fields
 from resources.train.kit.rtmdet_loss import RTMDetLoss, assign, paired_iou
@@ -68,78 +68,6 @@ def test_input_is_normalised_in_blue_green_red():
         network(red)
     expected = (torch.tensor([127.5, 0.0, 255.0]) - torch.tensor(BGR_MEAN)) / torch.tensor(BGR_STD)
     torch.testing.assert_close(seen[0][0, :, 3, 3], expected, atol=1e-4, rtol=1e-4)
-
-
-def mmdetection_layout():
-    """Names and shapes of rtmdet_s_8xb32-300e_coco, written down from its configuration (size s, 80 classes)."""
-    shapes = {}
-
-    def conv(name, channels_in, channels, kernel=1, groups=1):
-        shapes[f"{name}.conv.weight"] = (channels, channels_in // groups, kernel, kernel)
-        norm(name, channels)
-
-    def norm(name, channels):
-        for each in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{name}.bn.{each}"] = (channels,)
-        shapes[f"{name}.bn.num_batches_tracked"] = ()
-
-    def plain(name, channels_in, channels):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (channels, channels_in, 1, 1), (channels,)
-
-    def csp(name, channels_in, channels, blocks, attention):
-        half = channels // 2
-        conv(f"{name}.main_conv", channels_in, half)
-        conv(f"{name}.short_conv", channels_in, half)
-        conv(f"{name}.final_conv", channels, channels)
-        for block in range(blocks):
-            conv(f"{name}.blocks.{block}.conv1", half, half, 3)
-            conv(f"{name}.blocks.{block}.conv2.depthwise_conv", half, half, 5, half)
-            conv(f"{name}.blocks.{block}.conv2.pointwise_conv", half, half)
-        if attention:
-            plain(f"{name}.attention.fc", channels, channels)
-
-    for number, (channels_in, channels) in enumerate(((3, 16), (16, 16), (16, 32))):
-        conv(f"backbone.stem.{number}", channels_in, channels, 3)
-    for number, channels, blocks in ((1, 64, 1), (2, 128, 2), (3, 256, 2), (4, 512, 1)):
-        conv(f"backbone.stage{number}.0", channels // 2, channels, 3)
-        if number == 4:
-            conv("backbone.stage4.1.conv1", 512, 256)
-            conv("backbone.stage4.1.conv2", 1024, 512)
-        csp(f"backbone.stage{number}.{2 if number == 4 else 1}", channels, channels, blocks, attention=True)
-    for number, (channels_in, channels) in enumerate(((512, 256), (256, 128))):
-        conv(f"neck.reduce_layers.{number}", channels_in, channels)
-        csp(f"neck.top_down_blocks.{number}", 2 * channels, channels, 1, attention=False)
-    for number, channels in enumerate((128, 256)):
-        conv(f"neck.downsamples.{number}", channels, channels, 3)
-        csp(f"neck.bottom_up_blocks.{number}", 2 * channels, 2 * channels, 1, attention=False)
-    for number, channels in enumerate((128, 256, 512)):
-        conv(f"neck.out_convs.{number}", channels, 128, 3)
-    for level in range(3):
-        for branch in ("cls_convs", "reg_convs"):
-            for number in range(2):
-                conv(f"bbox_head.{branch}.{level}.{number}", 128, 128, 3)
-        plain(f"bbox_head.rtm_cls.{level}", 128, 80)
-        plain(f"bbox_head.rtm_reg.{level}", 128, 4)
-    return shapes
-
-
-def test_a_checkpoint_of_mmdetection_loads_strictly():
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in mmdetection_layout().items():
-        counter = name.endswith("num_batches_tracked")
-        state[name] = torch.tensor(7) if counter else torch.rand(shape, generator=generator)
-        first = name.replace("_convs.1.", "_convs.0.").replace("_convs.2.", "_convs.0.")
-        if "bbox_head" in name and ".conv.weight" in name:
-            state[name] = state[first]  # shared over levels, stored for each
-    state["data_preprocessor.mean"] = torch.tensor(BGR_MEAN).view(3, 1, 1)
-    state["data_preprocessor.std"] = torch.tensor(BGR_STD).view(3, 1, 1)
-    network = RTMDet("s", 80)
-    network.load_state_dict(from_mmdetection(state))
-    assert torch.equal(network.bbox_head.cls_convs[2][1].conv.weight, state["bbox_head.cls_convs.0.1.conv.weight"])
-    assert torch.equal(network.neck.downsamples[1].bn.running_var, state["neck.downsamples.1.bn.running_var"])
-    with pytest.raises(ValueError, match=r"data_preprocessor.mean"):
-        from_mmdetection(state | {"data_preprocessor.mean": torch.zeros(3, 1, 1)})
 
 
 def grid(truths, boxes=None, logits=None):

@@ -1,4 +1,5 @@
-"""Training tiles: boxes on figures, mosaics and mixing, the same item everywhere, what samplers draw, pasted discs."""
+"""Training tiles: what a window shows of a field and its mirror images, boxes on figures, mosaics and mixing, the same
+item everywhere, what samplers draw, pasted discs."""
 
 from dataclasses import replace
 
@@ -6,10 +7,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from midog.images.slide import ArraySlide
 from resources.data.fields import Field
 from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Sample
-from resources.train.kit.tiles import TileAugmentation, TileDataset, collate, darkest, jitter_hsv, match_stain
+from resources.train.kit.tiles import (
+    MAX_TRIES,
+    TOUCHING,
+    TileAugmentation,
+    TileDataset,
+    collate,
+    darkest,
+    figures_in,
+    jitter_hsv,
+    match_stain,
+    warped,
+)
 
 SIZE = 256
 STILL = TileAugmentation()
@@ -18,9 +33,15 @@ MIDDLE = np.full(2, 300, np.float32)
 EVEN = {"figure": 1, "hard_negative": 1, "background": 1, "crops": 1}
 
 
+def field_of(pixels, figures=(), hard_negatives=(), unclear=(), case="a"):
+    """A field of pixels in memory."""
+    points = [np.array(each, np.float32).reshape(-1, 2) for each in (figures, hard_negatives, unclear)]
+    return Field("a.png", case, "set", ArraySlide(pixels, (0.25, 0.25)), *points)
+
+
 def dataset(fields, crops, fractions, augmentation=STILL, seed=0, size=SIZE, mosaic_tiles=0):
     sampler = FixedFractionSampler(fields, len(crops), fractions)
-    return TileDataset(fields, crops, size, sampler, augmentation, seed, mosaic_tiles)
+    return TileDataset(fields, crops, size, 12.5, sampler, augmentation, seed, mosaic_tiles)
 
 
 def disc(pixels, x, y, colour, radius=6):
@@ -38,15 +59,18 @@ def fields():
         places = generator.permutation(places)[:16].astype(np.float32)
         for number, place in enumerate(places):
             disc(pixels, *place, FIGURE if number < 8 else HARD_NEGATIVE)
-        made.append(Field(f"{seed}.png", "a", "set", pixels, (0.25, 0.25), places[:8], places[8:]))
+        made.append(field_of(pixels, places[:8], places[8:]))
     return made
 
 
 @pytest.fixture(scope="module")
 def crops():
-    made = np.full((3, 128, 128, 3), TISSUE, np.uint8)
-    for crop in made:
-        disc(crop, 63.5, 63.5, FIGURE)
+    """Three crops with a figure, which is not in the middle of the last, that an edge of its image cut."""
+    made = []
+    for case, width, x in (("x", 128, 64), ("x", 128, 64), ("y", 84, 20)):
+        pixels = np.full((128, width, 3), TISSUE, np.uint8)
+        disc(pixels, x, 64, FIGURE)
+        made.append(replace(field_of(pixels, [(x, 64)], case=case), source="crops"))
     return made
 
 
@@ -55,7 +79,7 @@ def discs(item):
     image = item[0].permute(1, 2, 0).numpy().astype(int)
     likeness = 1 - np.abs(image - FIGURE).sum(2) / np.abs(np.subtract(TISSUE, FIGURE)).sum()
     _, _, rows, middles = cv2.connectedComponentsWithStats((likeness > 0.7).astype(np.uint8))
-    return middles[1:][rows[1:, cv2.CC_STAT_AREA] > 60]
+    return middles[1:][rows[1:, cv2.CC_STAT_AREA] > 70]
 
 
 def inside(points, margin):
@@ -123,12 +147,9 @@ def test_an_item_is_the_same_whenever_and_wherever_it_is_drawn(fields, crops):
 @pytest.mark.parametrize("kind", ["balanced", "fixed_fraction"])
 def test_the_first_tiles_are_mosaics_and_later_ones_are_not(kind, crops):
     """Every tile of these fields has one colour, so that a mosaic has as many as it has fields."""
-    fields = [
-        Field(f"{value}.png", "a", "set", np.full((600, 600, 3), value, np.uint8), (0.25, 0.25))
-        for value in range(10, 250, 20)
-    ]
+    fields = [field_of(np.full((600, 600, 3), value, np.uint8)) for value in range(10, 250, 20)]
     sampler = BalancedSampler(fields) if kind == "balanced" else FixedFractionSampler(fields, 0, {"background": 1})
-    tiles = TileDataset(fields, crops[:0], 64, lambda random: sampler(random)._replace(point=MIDDLE), STILL, 0, 5)
+    tiles = TileDataset(fields, [], 64, 12.5, lambda random: sampler(random)._replace(point=MIDDLE), STILL, 0, 5)
     colours = [len(tiles[number][0].unique()) for number in range(10)]
     assert min(colours[:5]) > 1
     assert colours[5:] == [1] * 5
@@ -148,7 +169,7 @@ def test_the_balanced_sampler_is_even_over_sets_slides_and_classes(fields, crops
     """Two slides of one set with 8 figures each, one of them with 80 hard negatives more; crops of two cases."""
     more = np.tile(fields[0].hard_negatives, (10, 1))
     fields = [replace(fields[0], hard_negatives=more), replace(fields[1], case="b")]
-    sampler = BalancedSampler(fields, ["crops"] * 3, ["x", "x", "y"])
+    sampler = BalancedSampler(fields, crops)
     random = np.random.default_rng(0)
     drawn = [sampler(random) for _ in range(4000)]
     of_field = [sum(each.field == number for each in drawn) for number in (0, 1)]
@@ -164,10 +185,11 @@ def test_the_balanced_sampler_is_even_over_sets_slides_and_classes(fields, crops
 def test_a_drawn_crop_is_pasted_with_its_figure_or_no_figure_is(fields, crops):
     empty = [replace(each, figures=np.zeros((0, 2), np.float32)) for each in fields]
     for figure in (True, False):
-        tiles = TileDataset(empty, crops, SIZE, lambda _, figure=figure: Sample(crop=1, figure=figure), STILL, 0)
-        counts = [len(tiles[number][1]) for number in range(20)]
-        assert (min(counts) >= 1) == figure  # a later disc may hide the first one's figure: not in these 20
-        assert (max(counts) == 0) == (not figure)
+        for sample in (Sample(crop=1, figure=figure), Sample(crop=2, figure=figure)):
+            tiles = TileDataset(empty, crops, SIZE, 12.5, lambda _, sample=sample: sample, STILL, 0)
+            counts = [len(tiles[number][1]) for number in range(20)]
+            assert (min(counts) >= 1) == figure  # a later disc may hide the first one's figure: not in these 20
+            assert (max(counts) == 0) == (not figure)
 
 
 def test_tiles_can_be_oblong(fields, crops):
@@ -188,9 +210,7 @@ def test_hsv_jitter_stays_in_its_range():
 
 
 def test_fields_without_room_for_another_cell_do_not_stop_the_pasting(crops):
-    pixels = np.full((128, 128, 3), TISSUE, np.uint8)
-    figure = np.full((1, 2), 64, np.float32)
-    field = Field("small.png", "a", "set", pixels, (0.25, 0.25), figure, figure + 20)
+    field = field_of(np.full((128, 128, 3), TISSUE, np.uint8), [(64, 64)], [(84, 84)])
     tiles = dataset([field], crops, {"crops": 1})
     assert all(tiles[number][0].shape == (3, SIZE, SIZE) for number in range(10))
 
@@ -216,10 +236,12 @@ def test_discs_keep_their_distance_from_a_crop_s_figure(fields, crops):
     tiles = dataset(fields, crops, {"crops": 1})
     random = np.random.default_rng(0)
     with_figure = 0
-    for _, middle, figures, radius in (tiles._place_in_crop(Sample(), random, 40) for _ in range(200)):
-        with_figure += len(figures)
-        away = np.hypot(*(middle - 63.5))
-        assert away <= radius - 18 if len(figures) else away >= radius + 18
+    for crop, middle, radius in (tiles._place_in_crop(Sample(), random, 40) for _ in range(200)):
+        away = np.hypot(*(middle - crop.figures[0]))
+        shows = radius == 40
+        with_figure += shows
+        assert away <= radius - 18 if shows else away >= radius + 18
+        assert shows or ((middle >= 0) & (middle < crop.size)).all()
     assert 100 < with_figure < 160
 
 
@@ -227,4 +249,128 @@ def test_the_darkest_place_is_a_nucleus():
     pixels = np.full((128, 128, 3), TISSUE, np.uint8)
     disc(pixels, 3, 64, FIGURE)
     places = [np.array(place) for place in ((20.0, 20.0), (2.0, 65.0), (127.9, 127.9))]
-    assert darkest(pixels, places) is places[1]
+    assert darkest(ArraySlide(pixels), places) is places[1]
+
+
+# --- what a window shows ----------------------------------------------------------
+
+VIEWS = {
+    "field": st.tuples(st.integers(24, 260), st.integers(24, 260)),
+    "tile": st.tuples(st.sampled_from([32, 96, 160]), st.sampled_from([32, 64, 160])),
+    "augmentation": st.builds(
+        TileAugmentation,
+        rotation=st.sampled_from([0.0, 10.0, 180.0]),
+        flip=st.sampled_from([0.0, 0.5]),
+        scale=st.sampled_from([0.0, 0.15]),
+    ),
+    "seed": st.integers(0, 1000),
+}
+
+
+def views_of(field, tile, augmentation, sample=None):
+    """A `TileDataset` of one field."""
+    return TileDataset([field], [], tile, 5.0, lambda random: sample or Sample(0), augmentation, 0)
+
+
+def textured(width, height):
+    """Noise that a small shift changes little: uint8 (height, width, 3)."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**VIEWS)
+def test_a_window_shows_its_field_and_its_mirror_images_alone(field, tile, augmentation, seed):
+    """As OpenCV shows the whole field, mirrored at its edges; so a field of one colour has tiles of one colour."""
+    pixels = textured(*field)
+    tiles = views_of(field_of(pixels), tile, augmentation)
+    matrix = tiles._matrix_around(tiles.fields[0], None, np.random.default_rng(seed))
+    expected = cv2.warpAffine(pixels, matrix, tile, borderMode=cv2.BORDER_REFLECT_101)
+    assert np.abs(warped(tiles.fields[0], matrix, tiles.size).astype(int) - expected).max() <= 1
+    assert (views_of(field_of(np.full_like(pixels, 77)), tile, augmentation)[seed][0] == 77).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(**VIEWS, place=st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_window_lies_inside_where_it_fits_and_shows_its_point(field, tile, augmentation, seed, place):
+    last = np.array(field) - 1.0
+    point = None if place is None else (np.array(place) * last).astype(np.float32)
+    made = field_of(np.zeros((field[1], field[0], 3), np.uint8))
+    tiles = views_of(made, tile, augmentation)
+    matrix = tiles._matrix_around(made, point, np.random.default_rng(seed))
+    if point is not None:
+        assert len(figures_in(matrix, point[None], field, tiles.size))
+    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    corners = np.array([[x, y] for x in (0, tile[0] - 1) for y in (0, tile[1] - 1)]) - matrix[:, 2]
+    seen = corners @ np.linalg.inv(matrix[:, :2]).T
+    first, end = seen.min(0), seen.max(0)
+    fits = end - first <= last + 1e-6
+    assert ((first >= -1e-6) & (end <= last + 1e-6))[fits].all()
+    assert ((first <= 1e-6) & (end >= last - 1e-6))[~fits].all()  # no farther out than needs be
+    if (last >= (max(tile) - 1) / scale).all():  # in quarter turns at least
+        assert fits.all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(**VIEWS, around=st.booleans())
+def test_every_figure_and_mirror_image_that_shows_has_its_box(field, tile, augmentation, seed, around):
+    """White dots on black, some at the very distance from an edge at which they and their images are two."""
+    width, height = field
+    pixels = np.zeros((height, width, 3), np.uint8)
+    places = [(x, y) for x in range(TOUCHING, width - TOUCHING, 25) for y in range(TOUCHING, height - TOUCHING, 25)]
+    for x, y in places:
+        cv2.circle(pixels, (x, y), 4, (255, 255, 255), -1)
+    tiles = views_of(
+        field_of(pixels, places), tile, augmentation, Sample(0, np.array(places[-1], np.float32) if around else None)
+    )
+    shown, points = tiles._tile(np.random.default_rng(seed))
+    assert not around or len(points)
+    middles = cv2.connectedComponentsWithStats((shown[..., 0] > 127).astype(np.uint8))[3][1:]
+    for these, those in ((middles, points), (points, middles)):
+        whole = these[((these > 7) & (these < np.array(tile) - 8)).all(1)]
+        for point in whole:
+            assert np.hypot(*(those - point).T).min(initial=99) < 1
+
+
+def test_a_figure_that_touches_its_mirror_image_has_one_box():
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    field = field_of(pixels, [(3, 20)])
+    tiles = views_of(field, (96, 32), STILL)
+    _, points = tiles._window(field, np.array([[1.0, 0, 28], [0, 1, -4]]))
+    assert sorted(points.tolist()) == [[31, 16]]
+
+
+# --- cells of unclear class -------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["figure", "background", "crops"])
+def test_no_window_shows_a_cell_of_unclear_class_where_there_are_other_places(crops, source):
+    """Nor does a disc from a field; the cell is bright green, far enough from a figure to be left out."""
+    pixels = np.random.default_rng(0).integers(150, 200, (300, 900, 3), np.uint8)
+    for x in (60, 840):
+        disc(pixels, x, 150, FIGURE)
+    disc(pixels, 150, 150, (0, 255, 0))
+    field = field_of(pixels, [(60, 150), (840, 150)], unclear=[(150, 150)])
+    tiles = dataset([field], crops, {source: 1}, TileAugmentation(rotation=180), size=128)
+    for image, _ in (tiles[number] for number in range(60)):
+        red, green, _ = image.int()
+        assert ((green - red) > 150).sum() < 75  # of 113: its middle is outside
+
+
+def test_a_field_of_nothing_but_unclear_cells_and_glass_gives_tiles_all_the_same():
+    field = field_of(np.full((64, 64, 3), 240, np.uint8), unclear=[(32, 32)])
+    drawn = []
+    tiles = TileDataset([field], [], 64, 12.5, lambda random: drawn.append(0) or Sample(0), STILL, 0)
+    assert tiles[0][0].shape == (3, 64, 64)
+    assert len(drawn) == MAX_TRIES
+
+
+def test_places_without_tissue_are_drawn_again():
+    """Half of the field is glass; labelled cells are learnt wherever they are."""
+    pixels = np.full((200, 1000, 3), 240, np.uint8)
+    pixels[:, 500:] = textured(500, 200)
+    field = field_of(pixels, [(100, 100)])
+    tiles = views_of(field, (96, 96), STILL)
+    assert all(tiles[number][0].unique().numel() > 10 for number in range(30))
+    tiles = views_of(field, (96, 96), STILL, Sample(0, field.figures[0]))
+    assert tiles[0][0].unique().numel() == 1

@@ -31,7 +31,6 @@ from resources.data.crops import read_crops
 from resources.train import atypical
 from resources.train.kit import loop, subtypes
 from resources.train.kit.losses import mask_loss, subclass_loss
-from resources.train.kit.pretrained import load_pretrained, record_pretrained
 from resources.train.kit.recipes import read_plan
 from resources.train.kit.subtypes import AtypicalRecipe, Trainee
 
@@ -213,23 +212,6 @@ def test_none_starts_from_random_weights_whatever_the_recipe_says(table, system,
     assert load_system(out / "model/tiny").made.pretrained == {}
 
 
-def test_timms_weights_are_recorded_by_their_name_and_tensors(monkeypatch):
-    import timm
-
-    class Network(torch.nn.Linear):
-        pretrained_cfg = {"license": "cc-by-nc-4.0"}
-
-    torch.manual_seed(0)
-    network = Network(2, 1)
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: network)
-    told = record_pretrained(None, "net")
-    assert (told.source, told.licence) == ("timm/net", "cc-by-nc-4.0")
-    assert record_pretrained(None, "net") == told
-    torch.nn.init.zeros_(network.bias)
-    assert record_pretrained(None, "net").sha256 != told.sha256
-    assert record_pretrained("none", "net") is None
-
-
 # --- the loop ---------------------------------------------------------------------
 
 
@@ -387,52 +369,6 @@ def test_bad_arguments_are_one_line_and_leave_nothing(table, system, tmp_path, c
         assert said in message
         assert message.count("\n") == 1
     assert not out.exists()
-
-
-def test_without_network_the_pretrained_weights_are_asked_for(monkeypatch):
-    import timm
-
-    def offline(*arguments, **options):
-        raise OSError("cannot reach the hub")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    plan = plan_of("convnextv2")
-    with pytest.raises(UserError, match="--pretrained FILE"):
-        load_pretrained(torch.nn.Linear(1, 1), plan.classifier, None, plan.training.pretrained)
-    with pytest.raises(UserError, match="--pretrained FILE"):
-        record_pretrained(None, plan.training.pretrained)
-
-
-def test_pretrained_weights_from_a_local_file(tmp_path, system):
-    part = plan_of(system).classifier
-    source, target = (Trainee(part, 3, False).network for _ in range(2))
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
-    torch.testing.assert_close(target.stages[1].blocks[0].conv_dw.weight, source.stages[1].blocks[0].conv_dw.weight)
-    assert not torch.equal(target.head.fc.weight, source.head.fc.weight)
-    save_file({"stem.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"w.safetensors: not the weights of this network \(stem.weight\)"):
-        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
-
-
-def test_any_network_of_timm_starts_from_its_weights_whatever_its_head_is_called(tmp_path, system):
-    import timm
-    from msgspec.structs import replace
-
-    for name in ("vit_tiny_patch16_224", "resnet18"):
-        source = timm.create_model(name)
-        save_file(source.state_dict(), tmp_path / "w.safetensors")
-        part = replace(plan_of(system).classifier, network="timm", options={"name": name}, input_px=64)
-        target = Trainee(part, 3, False).network
-        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
-        assert target(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
-        first = next(
-            key for key in source.state_dict() if key.endswith("weight") and source.state_dict()[key].ndim == 4
-        )
-        torch.testing.assert_close(target.state_dict()[first], source.state_dict()[first])
-    part = replace(part, options={"name": "resnet34"})
-    with pytest.raises(UserError, match="w.safetensors: pretrained weights cannot be had"):
-        load_pretrained(target, part, str(tmp_path / "w.safetensors"), "")
 
 
 def test_the_challenges_own_csv_becomes_a_table(table, tmp_path, capsys):

@@ -225,7 +225,7 @@ def test_held_out_crops_tune_the_system_that_their_training_exported(tmp_path, c
     (tmp_path / "out/fold1/weights.safetensors").write_bytes(b"of another training")
     wrong = [(command, "fold1/weights.safetensors: not the weights that mine")]
     wrong.append((command[:-1] + [str(write_system(tmp_path / "one", [0], crops))], "2 folds, mine, weights 7 has 1"))
-    wrong.append(([*command, "--predictions", str(tmp_path)], "has the predictions; leave --predictions out"))
+    wrong.append(([*command, "--predictions", str(tmp_path)], "has the predictions; leave --predictions, --split"))
     wrong.append((["tune", "--track", "1", *command[3:]], "a system for Track 2; give one for Track 1"))
     for said, expected in wrong:
         assert main(said) == 1

@@ -235,7 +235,7 @@ def find_candidates(
     for (x, y), (box, score) in in_batches(tiles, forward, batch, "tiles"):
         box = box + np.array([x, y, x, y], np.float32)
         centres = (box[:, :2] + box[:, 2:]) / 2
-        inside = ((centres >= 0) & (centres < slide.size)).all(1)  # and not in the white around a small image
+        inside = ((centres >= 0) & (centres < slide.size)).all(1)  # and not in what is mirrored around a small image
         boxes.append(box[inside])
         scores.append(score[inside])
     return np.concatenate(boxes), np.concatenate(scores)

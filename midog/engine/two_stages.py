@@ -31,7 +31,7 @@ def cut_candidate(
         margin: factor of the side, for training, which turns and shifts.
 
     Returns:
-        uint8 (size, size, 3); white outside the slide.
+        uint8 (size, size, 3); outside the slide, that is mirrored.
     """
     from PIL import Image
 
@@ -40,7 +40,7 @@ def cut_candidate(
     start, stop = centre - margin * sides / 2, centre + margin * sides / 2
     left, top = np.floor(start).astype(int).tolist()
     right, bottom = np.ceil(stop).astype(int).tolist()
-    window = slide.read_padded(left, top, right - left, bottom - top)
+    window = slide.read_reflected(left, top, right - left, bottom - top)
     area = (start[0] - left, start[1] - top, stop[0] - left, stop[1] - top)
     return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BILINEAR, box=area))
 
@@ -88,7 +88,7 @@ class SystemDetector:
         boxes, scores = find_candidates(slide, self.detector, part.tile, part.overlap, self.device, progress, batch)
         late = part.merge.after_classification
         if not late:
-            kept = self._merged(slide, boxes, scores)
+            kept = merge(part.merge, boxes, scores, slide.um_per_px)
             boxes, scores = boxes[kept], scores[kept]
         # Neighbours one after the other, so that the reader has their pixels at hand.
         order = np.lexsort((boxes[:, 0], boxes[:, 1] // part.tile[1]))
@@ -98,21 +98,34 @@ class SystemDetector:
         if self.classifier is None:
             probabilities = part.calibration.apply(scores)
         else:
-            finer = 0 < self.field_um / self.crop_px < FINER * part.um_per_px
+            finer = sees_finer(part, self.field_um, self.crop_px)
             crops = crops_of(source if finer else slide, found.boxes if finer else boxes, self.field_um, self.crop_px)
             probabilities = with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
         if late:
-            kept = np.sort(self._merged(slide, boxes, probabilities))
+            kept = np.sort(merge(part.merge, boxes, probabilities, slide.um_per_px))
             found, probabilities = found[kept], probabilities[kept]
         return found.with_probabilities(probabilities)
 
-    def _merged(self, slide: Slide, boxes: NDArray[np.float32], scores: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Indices of the candidates that stay, one a figure."""
-        merge = self.part.merge
-        if merge.iou is not None:
-            return nms(boxes, scores, merge.iou)
-        assert merge.distance_um is not None
-        return merge_near(boxes, scores, merge.distance_um / (sum(slide.um_per_px) / 2))
+
+def sees_finer(part: schema.Detector, field_um: float, crop_px: int) -> bool:
+    """Whether a classifier sees finer pixels than a detector: then its crops are cut from the slide's own."""
+    return 0 < field_um / crop_px < FINER * part.um_per_px
+
+
+def merge(
+    rule: schema.Merge, boxes: NDArray[np.float32], scores: NDArray[np.floating], um_per_px: tuple[float, float]
+) -> NDArray[np.int64]:
+    """Indices of the candidates of overlapping tiles that stay, one a figure.
+
+    Args:
+        rule: `merge` of a system's detector.
+        boxes, scores: float (K, 4) px, and (K,).
+        um_per_px: of the boxes' slide.
+    """
+    if rule.iou is not None:
+        return nms(boxes, scores, rule.iou)
+    assert rule.distance_um is not None
+    return merge_near(boxes, scores, rule.distance_um / (sum(um_per_px) / 2))
 
 
 def crops_of(slide: Slide, boxes: NDArray[np.floating], field_um: float, size: int) -> Iterator[NDArray[np.uint8]]:

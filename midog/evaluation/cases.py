@@ -8,6 +8,7 @@ as the platform lays them out, or from a plain folder with one file an image.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,22 @@ def _domains(truth: dict[str, Any], track: int) -> list[int | str]:
 # --- predictions --------------------------------------------------------------
 
 
-def find_results(folder: str | Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+@dataclass
+class Results:
+    """Which result file belongs to which image.
+
+    Attributes:
+        found: (image, path) in the order of the jobs, or of the images.
+        problems: a line each.
+        foreign: likewise, of images that are not in the ground truth.
+    """
+
+    found: list[tuple[str, Path]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+def find_results(folder: str | Path, track: int, images: Sequence[str]) -> Results:
     """Which result file belongs to which image.
 
     Args:
@@ -107,41 +123,38 @@ def find_results(folder: str | Path, track: int, images: Sequence[str]) -> tuple
         track: 1 or 2.
         images: names in the ground truth.
 
-    Returns:
-        list of (image, path) in the order of the jobs, or of the images; list of problems, a line each.
-
     Raises:
         UserError: no result at all; a broken predictions.json.
     """
     folder = Path(folder)
     if (folder / "predictions.json").exists():
-        found, problems = _results_of_jobs(folder, track, images)
+        results = _results_of_jobs(folder, track, images)
     else:
-        found, problems = _results_by_name(folder, track, images)
-    if not found and not problems:
+        results = _results_by_name(folder, track, images)
+    if results == Results():
         raise UserError(
             f"{folder}: no result of Track {track}; "
             f"predictions.json, or IMAGE.json or IMAGE/{job.RESULT_NAMES[track]} an image expected"
         )
-    return found, problems
+    return results
 
 
-def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> Results:
     path = folder / "predictions.json"
     jobs = read_json(path, "give --predictions the folder of the jobs")
     output_slug = Path(job.RESULT_NAMES[track]).stem
-    found: list[tuple[str, Path]] = []
-    problems = []
+    results = Results()
     for number, entry in enumerate(jobs if isinstance(jobs, list) else [None]):
         try:
             slugs = {value["interface"]["slug"]: value for value in entry["inputs"]}
             if set(slugs) != {INPUT_SLUGS[track]}:
-                problems.append(f"{path}: job {entry['pk']}: input {', '.join(slugs)}; {INPUT_SLUGS[track]} expected")
+                said = f"input {', '.join(slugs)}; {INPUT_SLUGS[track]} expected"
+                results.problems.append(f"{path}: job {entry['pk']}: {said}")
                 continue
             image = slugs[INPUT_SLUGS[track]]["image"]["name"]
             outputs = {value["interface"]["slug"]: value["interface"]["relative_path"] for value in entry["outputs"]}
             if output_slug not in outputs:
-                problems.append(f"{path}: job {entry['pk']}: no output {output_slug}")
+                results.problems.append(f"{path}: job {entry['pk']}: no output {output_slug}")
                 continue
             result = folder / entry["pk"] / "output" / outputs[output_slug]
         except (KeyError, TypeError):
@@ -149,48 +162,52 @@ def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> tuple[l
                 f"{path}: entry {number} is no job with pk, inputs and outputs; copy the platform's file again"
             ) from None
         if image in images:
-            found.append((image, result))
+            results.found.append((image, result))
         else:
-            problems.append(f"{path}: job {entry['pk']}: image {image} is not in the ground truth")
-    return found, problems
+            results.foreign.append(f"{path}: job {entry['pk']}: image {image} is not in the ground truth")
+    return results
 
 
-def _results_by_name(folder: Path, track: int, images: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+def _results_by_name(folder: Path, track: int, images: Sequence[str]) -> Results:
     stems = [Path(image).stem for image in images]
     known = {stem: image for stem, image in zip(stems, images, strict=True) if stems.count(stem) == 1}
     known |= {image: image for image in images}
     paths = {path: path.stem for path in sorted(folder.glob("*.json")) if path.name != METRICS_NAME}
     paths |= {path: path.parent.name for path in sorted(folder.glob(f"*/{job.RESULT_NAMES[track]}"))}
     by_image: dict[str, Path] = {}
-    problems = []
+    results = Results()
     for path, name in paths.items():
         if name not in known:
-            problems.append(f"{path}: image {name} is not in the ground truth")
+            results.foreign.append(f"{path}: image {name} is not in the ground truth")
         elif known[name] in by_image:
-            problems.append(f"{path}: a second result of {known[name]}, after {by_image[known[name]]}")
+            results.problems.append(f"{path}: a second result of {known[name]}, after {by_image[known[name]]}")
         else:
             by_image[known[name]] = path
-    return [(image, by_image[image]) for image in images if image in by_image], problems
+    results.found = [(image, by_image[image]) for image in images if image in by_image]
+    return results
 
 
-def read_cases(track: int, truths: Truths, *folders: str | Path) -> tuple[list[Case], list[str]]:
+def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = False) -> tuple[list[Case], list[str]]:
     """Read and check every prediction.
 
     Args:
         track: 1 or 2.
         truths: of `read_ground_truth`.
         folders: see `find_results`; each image in one of them.
+        chosen: the ground truth is a choice, of a fold for one: predictions of other images are left out.
 
     Returns:
         list of `DetectionCase` (Track 1) or `StackCase` (Track 2), in the order of `find_results`; warnings, a line
         each, about images that are predicted never or twice.
 
     Raises:
-        UserError: what the organisers' evaluation would refuse, all of it, a line each; an image in two folders.
+        UserError: what the organisers' evaluation would refuse, all of it, a line each; an image in two folders; no
+            prediction of what was chosen.
     """
-    found, problems = _found_in(track, truths, folders)
+    results = _found_in(track, truths, folders)
+    problems = results.problems + ([] if chosen else results.foreign)
     cases: list[Case] = []
-    for image, path in found:
+    for image, path in results.found:
         try:
             result = read_json(path, "write it again")
         except UserError as error:
@@ -201,39 +218,43 @@ def read_cases(track: int, truths: Truths, *folders: str | Path) -> tuple[list[C
         problems += [f"{path}: {problem}" for problem in wrong]
         if not wrong:
             cases.append(case_of(track, image, truth, result))
+    named = ", ".join(map(str, folders))
     if problems:
         more = len(problems) - MAX_PROBLEMS
         shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        named = ", ".join(map(str, folders))
         raise UserError(
             "\n".join([f"{named}: the organisers' evaluation refuses these predictions; mend these:", *shown])
         )
+    if not cases:
+        raise UserError(f"{named}: predictions of {len(results.foreign)} images, none of those chosen; choose others")
     remarks = []
-    answered = {image for image, _ in found}
+    answered = {image for image, _ in results.found}
     if absent := len(truths) - len(answered):
         names = ", ".join([image for image in truths if image not in answered][:5] + ["..."] * (absent > 5))
         remarks.append(
             f"{absent} of {len(truths)} images of the ground truth have no prediction ({names}): "
             "the organisers leave them out, so nothing in them counts as missed"
         )
-    if twice := len(found) - len(answered):
+    if twice := len(results.found) - len(answered):
         remarks.append(f"{twice} predictions are a second one of their image: the organisers count both")
     return cases, remarks
 
 
-def _found_in(track: int, truths: Truths, folders: Sequence[str | Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+def _found_in(track: int, truths: Truths, folders: Sequence[str | Path]) -> Results:
     """`find_results` of several folders; an image that an earlier one has, too, is a problem."""
-    found: list[tuple[str, Path]] = []
-    problems = []
+    joined = Results()
     for folder in folders:
-        more, said = find_results(folder, track, list(truths))
-        before = dict(found)
-        problems += said
-        problems += [
-            f"{path}: a second result of {image}, after {before[image]}" for image, path in more if image in before
+        more = find_results(folder, track, list(truths))
+        before = dict(joined.found)
+        joined.problems += more.problems
+        joined.problems += [
+            f"{path}: a second result of {image}, after {before[image]}"
+            for image, path in more.found
+            if image in before
         ]
-        found += more
-    return found, problems
+        joined.found += more.found
+        joined.foreign += more.foreign
+    return joined
 
 
 def case_of(track: int, image: str, truth: dict[str, Any], result: Any) -> Case:
@@ -241,9 +262,33 @@ def case_of(track: int, image: str, truth: dict[str, Any], result: Any) -> Case:
     return (_detection_case if track == 1 else _stack_case)(image, truth, result)
 
 
+def counted_once(case: metrics.DetectionCase, shared: metrics.Floats) -> metrics.DetectionCase:
+    """A case without what another image shows, too.
+
+    A figure at the edge of that area takes the points along that may match it, on whichever side they lie.
+
+    Args:
+        case: of Track 1.
+        shared: float64 (K, 4), rectangles x0, y0, x1, y1 in mm, the last two not included.
+    """
+
+    def inside(places: metrics.Floats) -> metrics.Mask:
+        x, y = places[:, 0, None], places[:, 1, None]
+        left, top, right, bottom = shared.T
+        return np.asarray(((left <= x) & (x < right) & (top <= y) & (y < bottom)).any(axis=1), bool)
+
+    def near(truths: metrics.Floats) -> metrics.Mask:
+        apart = case.points[:, None, :2] - truths[None, :, :2]
+        return np.asarray((np.hypot(*np.moveaxis(apart, -1, 0)) <= metrics.MATCH_MM).any(axis=1), bool)
+
+    seen = inside(case.truths)
+    counts = near(case.truths[~seen]) | ~(inside(case.points) | near(case.truths[seen]))
+    return replace(case, truths=case.truths[~seen], detections=case.detections[counts])
+
+
 def read_abouts(track: int, truths: Truths, *folders: str | Path) -> dict[str, About]:
     """What `predict` noted beside its results, by image; arguments as `read_cases`."""
-    found = ((image, read_about(path)) for image, path in _found_in(track, truths, folders)[0])
+    found = ((image, read_about(path)) for image, path in _found_in(track, truths, folders).found)
     return {image: about for image, about in found if about}
 
 

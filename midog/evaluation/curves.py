@@ -4,6 +4,7 @@
 import, so that happens inside.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,12 @@ def write_plots(track: int, cases: Sequence[Case], folder: Path) -> list[tuple[P
             ),
             ("domains", "Domains", domains, "F1 as submitted, with 95 % intervals, bootstrap by image."),
             ("reliability", "Reliability", reliability, "Fraction of points that are figures, by their probability."),
+            (
+                "counts",
+                "Counts",
+                counted,
+                "Predicted over labelled figures, an image a point.",
+            ),
         ),
         2: (
             ("roc", "ROC", roc, "Sensitivity over 1 - specificity."),
@@ -113,11 +120,13 @@ def f1_over_threshold(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
 
 
 def domains(axes: "Axes", cases: Sequence[Case]) -> None:
-    """Bars of the ranking metric: overall, a tumour domain, a ROI type."""
+    """Bars of the ranking metric: overall, a tumour domain, a ROI type; Track 1's only where there are figures."""
     track = 1 if isinstance(cases[0], metrics.DetectionCase) else 2
     name, metric = metrics.RANKING[track]
     groups: dict[str, Sequence[Case]] = {"overall": cases} | {
-        stratum: chosen for stratum, chosen in metrics.STRATA[track](cases).items() if chosen
+        stratum: chosen
+        for stratum, chosen in metrics.STRATA[track](cases).items()
+        if track == 2 or any(case.positives for case in chosen)
     }
     counts = [np.array([case.counts for case in chosen]) for chosen in groups.values()]
     heights = np.array([metric(*each.sum(axis=0)) for each in counts])
@@ -128,6 +137,23 @@ def domains(axes: "Axes", cases: Sequence[Case]) -> None:
     colours = [BLUE, *[PALE] * (len(groups) - 1)]
     axes.barh(places, heights, xerr=reach, color=colours, ecolor="#333333", capsize=3)
     axes.set(yticks=places, yticklabels=[metrics.spoken(group) for group in groups], xlim=(0, 1), xlabel=name)
+
+
+def counted(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
+    """Predicted over labelled figures an image, with their least-squares line."""
+    predicted, true = metrics.image_counts(cases).T
+    found = metrics.count_error(cases)
+    most = max(1, int(predicted.max()), int(true.max()))
+    axes.plot([0, most], [0, most], color=GREY, linestyle=":", label="as labelled")
+    axes.plot(true, predicted, "o", color=BLUE, alpha=0.5)
+    if not math.isnan(found.slope):
+        ends = np.array([true.min(), true.max()])
+        line = predicted.mean() + found.slope * (ends - true.mean())  # it goes through the means
+        axes.plot(ends, line, color=ORANGE, label=f"slope {found.slope:.2f}")
+    axes.set(xlim=(-0.02 * most, 1.02 * most), ylim=(-0.02 * most, 1.02 * most))
+    axes.set(xlabel="labelled figures of an image", ylabel="predicted figures")
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.legend()
 
 
 def reliability(axes: "Axes", cases: Sequence[Case]) -> None:

@@ -7,8 +7,10 @@ evaluate.py).
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+import numpy as np
 
 from midog.errors import UserError
 from midog.evaluation import metrics
@@ -68,71 +70,117 @@ def table_of(track: int, inputs: Inputs, aggregates: dict[str, Any]) -> tuple[li
     Returns:
         rows: list of lists of str, the column names first; notes: list of str below the table.
     """
+    groups: Mapping[str, Sequence[Case]]
     if track == 1:
-        rows, strata, notes = _detection_table(inputs, aggregates)
+        groups = by_kind = detection_groups(inputs)
+        rows, notes = _detection_table(by_kind, inputs.areas)
+        notes += [*count_notes(by_kind["overall"]), *inputs.notes]
     else:
-        rows, strata, notes = _stack_table(cast("Sequence[StackCase]", inputs.cases), aggregates)
-    for row, stratum in zip(rows[1:], strata, strict=True):
-        row[0] = f"{metrics.spoken(stratum)}, {inputs.names[stratum]}" if stratum in inputs.names else row[0]
+        stacks = cast("list[StackCase]", inputs.cases)
+        groups = by_domain = {"overall": stacks} | metrics.stack_strata(stacks)
+        rows, notes = _stack_table(by_domain, aggregates, inputs.names)
     if inputs.trained:
+        marked = [any(case.image in inputs.trained for case in chosen) for chosen in groups.values()]
         rows[0].append("")
-        for row, stratum in zip(rows[1:], strata, strict=True):
-            row.append(TRAINED * (stratum in inputs.trained))
+        for row, mark in zip(rows[1:], marked, strict=True):
+            row.append(TRAINED * mark)
         notes.append(f"{TRAINED}: holds images that the system learned from, so the figures there are no test.")
     return rows, notes
 
 
-def _detection_table(inputs: Inputs, aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str], list[str]]:
-    cases = cast("Sequence[DetectionCase]", inputs.cases)
-    rows = [["", "images", "figures", "TP", "FP", "FN", "F1", "precision", "recall", "AP", "FROC AUC"]]
-    if inputs.areas:
-        rows[0] += ["mm2", "FP/mm2", "candidates"]
-    notes = ["FROC AUC: area up to 8 false positives an image, not normalised; 8 is the most."]
-    marked = set()
-    strata = {"overall": cases} | metrics.detection_strata(cases)
-    for stratum, chosen in strata.items():
-        if not chosen:
-            rows.append([metrics.spoken(stratum), "0", *["no cases"] * (len(rows[0]) - 2)])
-            marked.add("no cases")
-            continue
-        prefix, f1 = ("", "f1_score") if stratum == "overall" else (f"{stratum}_", "f1")
-        true, missed, false = (sum(case.counts[index] for case in chosen) for index in range(3))
-        shown = [aggregates[prefix + name] for name in (f1, "precision", "recall", "AP", "froc_auc")]
-        defined = [true + missed + false, true + false, true + missed, true + missed, shown[4] is not None]
-        texts = [f"{value:.4f}" if fine else "n/a" for value, fine in zip(shown, defined, strict=True)]
-        if "n/a" in texts:
-            marked.add("n/a")
-        if inputs.areas:
-            area = sum(inputs.areas[case.image] for case in chosen)
-            texts += [f"{area:.2f}", f"{false / area:.2f}", str(sum(len(case.scores) for case in chosen))]
-        rows.append([metrics.spoken(stratum), *map(str, (len(chosen), true + missed, true, false, missed)), *texts])
-    if "no cases" in marked:
+def detection_groups(inputs: Inputs) -> dict[str, list[DetectionCase]]:
+    """Overall, then the images of each set, tumour, scanner and ROI type where there is more than one of a kind.
+
+    Last come the images without any labelled figure, where false positives are counted and nothing can be found.
+    """
+    cases = cast("list[DetectionCase]", inputs.cases)
+    kinds: dict[str, list[Any]] = {
+        "set": [inputs.sets.get(case.image) for case in cases],
+        "tumour": [case.domain for case in cases],
+        "scanner": [inputs.scanners.get(case.image) for case in cases],
+        "ROI type": [case.roi_type for case in cases],
+    }
+    groups = {"overall": cases}
+    for kind, values in kinds.items():
+        known = set(values)
+        if len(known) > 1:
+            groups |= {
+                f"{kind} {one}": [case for case, value in zip(cases, values, strict=True) if value == one]
+                for one in sorted(known)
+            }
+    empty = [case for case in cases if not case.positives]
+    return groups | ({"tissue without figures": empty} if empty else {})
+
+
+def _detection_table(
+    groups: Mapping[str, Sequence[DetectionCase]], areas: Mapping[str, float]
+) -> tuple[list[list[str]], list[str]]:
+    rows = [["", "images", "figures", "TP", "FP", "FN", "F1", "95 % interval", "precision", "recall", "AP", "FROC AUC"]]
+    rows[0] += ["mm2", "FP/mm2"] * bool(areas) + ["candidates"]
+    for name, cases in groups.items():
+        counts = np.array([case.counts for case in cases])
+        true, missed, false = counts.sum(axis=0).tolist()
+        low, high = metrics.bootstrap_by_image(counts, metrics.f1)
+        figures = metrics.detection_figures(cases)
+        found = true + missed > 0
+        shown = [
+            (f"{figures['f1']:.4f}", found),
+            (f"{low:.4f} to {high:.4f}", found and len(cases) > 1),
+            (f"{figures['precision']:.4f}", found and true + false > 0),
+            (f"{figures['recall']:.4f}", found),
+            (f"{figures['AP']:.4f}", found),
+            (f"{figures['froc_auc']:.4f}", found and not math.isnan(figures["froc_auc"])),
+        ]
+        texts = [text if defined else "n/a" for text, defined in shown]
+        if areas:
+            area = sum(areas[case.image] for case in cases)
+            texts += [f"{area:.2f}", f"{false / area:.2f}" if area else "n/a"]
+        texts.append(str(sum(len(case.scores) for case in cases)))
+        rows.append([name, *map(str, (len(cases), true + missed, true, false, missed)), *texts])
+    notes = [
+        "95 % interval: of F1, bootstrap by image. "
+        "FROC AUC: area up to 8 false positives an image, not normalised; 8 is the most."
+    ]
+    if any("n/a" in row for row in rows):
         notes.append(
-            "no cases: metrics.json has the organisers' stand-ins (F1 1.0, AP -1, FROC null); not to be averaged."
+            "n/a: not defined without figures or without points, an interval not of one image; "
+            "metrics.json has the organisers' stand-ins."
         )
-    if "n/a" in marked:
-        notes.append("n/a: not defined without figures or without points; metrics.json has the organisers' stand-ins.")
-    return rows, list(strata), notes
+    return rows, notes
+
+
+def count_notes(cases: Sequence[DetectionCase]) -> list[str]:
+    """How well figures are counted, in two lines."""
+    error = metrics.count_error(cases)
+    slope = "n/a" if math.isnan(error.slope) else f"{error.slope:.2f}"
+    limits = "" if math.isnan(error.low) else f"; in 95 % of images {error.low:+.2f} to {error.high:+.2f}"
+    return [
+        f"Counts of {error.images} images: with each labelled figure the predicted count rises by {slope} "
+        "(slope of the least-squares line; 1 is right).",
+        f"Predicted minus labelled figures an image: {error.bias:+.2f} on average (bias){limits} "
+        "(limits of agreement, Bland and Altman, Lancet 1986;327:307).",
+    ]
 
 
 def _stack_table(
-    cases: Sequence[StackCase], aggregates: dict[str, Any]
-) -> tuple[list[list[str]], list[str], list[str]]:
+    groups: Mapping[str, Sequence[StackCase]], aggregates: dict[str, Any], called: Mapping[str, str]
+) -> tuple[list[list[str]], list[str]]:
     rows = [["", "crops", "TP", "FP", "FN", "TN", "balanced accuracy", "AUC", "sensitivity", "specificity", "accuracy"]]
-    notes = []
     names = ("balanced_accuracy", "roc_auc", "sensitivity", "specificity", "accuracy")
-    strata = {"overall": cases} | metrics.stack_strata(cases)
-    for stratum, chosen in strata.items():
+    for stratum, chosen in groups.items():
         part = metrics.pooled(chosen)
         figures = aggregates.get(stratum) or {name: aggregates[f"overall_{name}"] for name in names}
         true, false, missed, rejected = counts = part.counts
         both = true + missed > 0 and false + rejected > 0
         defined = both, both, true + missed, false + rejected, len(part.labels)
         texts = [f"{figures[name]:.4f}" if fine else "n/a" for name, fine in zip(names, defined, strict=True)]
-        if "n/a" in texts:
-            notes = ["n/a: a class has no crops there; metrics.json has the organisers' stand-ins (0, or null)."]
-        rows.append([metrics.spoken(stratum), *map(str, (len(part.labels), *counts)), *texts])
-    return rows, list(strata), notes
+        title = metrics.spoken(stratum) + (f", {called[stratum]}" if stratum in called else "")
+        rows.append([title, *map(str, (len(part.labels), *counts)), *texts])
+    low, high = metrics.bootstrap_by_image([case.counts for case in groups["overall"]], metrics.balanced_accuracy)
+    notes = [f"95 % interval of the overall balanced accuracy, bootstrap by stack: {low:.4f} to {high:.4f}"]
+    if any("n/a" in row for row in rows):
+        notes.append("n/a: a class has no crops there; metrics.json has the organisers' stand-ins (0, or null).")
+    return rows, notes
 
 
 def _log_table(rows: list[list[str]], notes: list[str]) -> None:
@@ -155,10 +203,11 @@ def run(arguments: Namespace) -> None:
     if arguments.images and not out:
         raise UserError(f"{arguments.images}: --images is for the gallery of the page; give --out too")
     if arguments.folds:
-        if track == 1 or arguments.predictions or arguments.model or arguments.system or out:
+        others = (arguments.predictions, arguments.model, arguments.system, arguments.split, arguments.fold, out)
+        if track == 1 or any(others):
             raise UserError(
                 f"{arguments.folds}: --folds is for Track 2, has the predictions and writes there; "
-                "give --track 2, and leave --predictions, --model, --system and --out out"
+                "give --track 2, and leave --predictions, --model, --system, --split, --fold and --out out"
             )
         folds = folds_in(arguments.folds)
         check_writable(arguments.folds, "--folds")
@@ -171,7 +220,6 @@ def run(arguments: Namespace) -> None:
         logger.warning(text)
     content = metrics_content(track, cases)
     rows, notes = table_of(track, inputs, content["aggregates"])
-    notes.append(_interval_note(track, cases))
     _log_table(rows, [*(f"WARNING: {text}" for text in remarks), *notes])
     if not out:
         return
@@ -183,10 +231,3 @@ def run(arguments: Namespace) -> None:
     title = f"Track {track}: {inputs.source}"
     page = write_page(track, cases, title, rows, notes, remarks, out, arguments.images, inputs.spacings)
     logger.info(f"page {page}")
-
-
-def _interval_note(track: int, cases: Sequence[Case]) -> str:
-    name, metric = metrics.RANKING[track]
-    low, high = metrics.bootstrap_by_image([case.counts for case in cases], metric)
-    unit = {1: "image", 2: "stack"}[track]
-    return f"95 % interval of the overall {name}, bootstrap by {unit}: {low:.4f} to {high:.4f}"

@@ -2,9 +2,10 @@
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from midog.calibration import Calibration
 from midog.errors import UserError
 from midog.evaluation.cases import (
     case_of,
+    counted_once,
     given_spacings,
     read_abouts,
     read_cases,
@@ -19,15 +21,14 @@ from midog.evaluation.cases import (
     training_cases,
 )
 from midog.evaluation.held_out import folds_in, read_held_out
-from midog.evaluation.labelled import Labelled, areas_mm2, read_labelled, results_of
-from midog.evaluation.metrics import Case, StackCase
+from midog.evaluation.labelled import Extent, Labelled, extents, read_labelled, results_of, scanned_twice
+from midog.evaluation.metrics import Case, DetectionCase, StackCase
+from midog.evaluation.splits import Split, read_split
 from midog.files import sha256_of
 from midog.run import load
 from midog.system import System, find_folder, model_folder, read_system
 
 logger = logging.getLogger(__name__)
-
-STRATUM = {1: "tumor", 2: "domain"}  # by track, how metrics.json starts a tumour domain's name
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,21 @@ class Inputs:
         cases: `DetectionCase`s or `StackCase`s.
         remarks: lines to warn with.
         source: what was compared with what, for a title.
-        names: of strata ("tumor_0"), what they are called beside their number.
-        areas: mm2 by image (Track 1 with --data), else empty.
+        notes: lines to show below the figures.
+        names: of Track 2's strata ("domain_0"), what they are called beside their number.
+        sets, scanners: by image (Track 1 with --data), else empty; so are areas.
+        areas: mm2 by image, each place of the tissue once.
         spacings: um/px by image, where it is not the file's.
-        trained: strata that hold images the system was trained on, "overall" among them.
+        trained: images (stacks) that the system was trained on.
     """
 
     cases: list[Case]
     remarks: list[str]
     source: str
+    notes: Sequence[str] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
+    scanners: Mapping[str, str] = field(default_factory=dict)
     areas: Mapping[str, float] = field(default_factory=dict)
     spacings: Mapping[str, float | None] = field(default_factory=dict)
     trained: frozenset[str] = frozenset()
@@ -61,7 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="DIR[:CASE,CASE]",
-        help="folders of labelled fields (Track 1: images.csv and figures.csv) or crops (Track 2: labels.csv "
+        help="folders of labelled regions (Track 1: images.csv and figures.csv) or crops (Track 2: labels.csv "
         "and crops/), as python -m resources.data.prepare makes them. DIR takes all, DIR:CASE,CASE only these cases, "
         "DIR:-CASE,CASE all but these, DIR:split=test by another column of the table; * stands for any text",
     )
@@ -73,6 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the --out of a training of Track 2, which has the predictions, too: each crop is judged by the network "
         "of the fold that held it out",
     )
+    add_split_arguments(parser)
     found = parser.add_argument_group("what is compared with it; without --predictions the system runs on --data")
     found.add_argument(
         "--predictions",
@@ -86,11 +93,38 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_split_arguments(parser: ArgumentParser) -> None:
+    """What of the labelled folders is taken."""
+    chosen = parser.add_argument_group("only some folds of a split")
+    chosen.add_argument("--split", type=Path, metavar="FILE", help="a CSV file of cases and their folds")
+    chosen.add_argument(
+        "--fold",
+        metavar="NAME[,NAME]",
+        help="the folds of --split that are taken: test, validation, a number, or what is left out",
+    )
+
+
+def given_folds(split: Path | None, fold: str | None) -> tuple[Split | None, list[str]]:
+    """--split and --fold as they are read; None and no fold without them.
+
+    Raises:
+        UserError: one without the other; the file is no split.
+    """
+    if split is None and fold is None:
+        return None, []
+    if split is None:
+        raise UserError(f"--fold {fold}: of which split? give --split FILE, too")
+    read = read_split(split)
+    if fold is None:
+        raise UserError(f"{split}: give --fold, too; known: {', '.join(read.names)}")
+    return read, [name.strip() for name in fold.split(",")]
+
+
 def read_inputs(arguments: Namespace, model: str | Path | None, system: str | None) -> Inputs:
     """Read truth and predictions, or predict.
 
     Args:
-        arguments: track, ground_truth, data, folds, predictions and device, of `add_arguments`.
+        arguments: of `add_arguments`.
         model: folder of the systems' folders, or None for the usual one.
         system: a system's name, or None for the track's default.
 
@@ -99,70 +133,105 @@ def read_inputs(arguments: Namespace, model: str | Path | None, system: str | No
     """
     track, predictions = arguments.track, arguments.predictions or []
     if arguments.ground_truth:
+        if arguments.split or arguments.fold:
+            raise UserError(f"{arguments.ground_truth}: --split and --fold choose from folders; give them with --data")
         if not predictions:
             raise UserError(f"{arguments.ground_truth}: nothing to compare with it; give --predictions, too")
         truths = read_ground_truth(arguments.ground_truth, track)
         cases, remarks = read_cases(track, truths, *predictions)
         source = f"{_listed(predictions)} against {arguments.ground_truth}"
         return Inputs(cases, remarks, source, spacings=given_spacings(track, truths, *predictions))
-    labelled = read_labelled(track, arguments.data)
+    split, folds = given_folds(arguments.split, arguments.fold)
+    labelled = read_labelled(track, arguments.data, split, folds)
+    fields = labelled.items if track == 1 else []
     if predictions:
-        cases, remarks = read_cases(track, labelled.truths, *predictions)
+        cases, remarks = read_cases(track, labelled.truths, *predictions, chosen=True)
         systems = _systems(track, labelled, predictions, model, system)
         made_by = _listed(predictions)
+        answered = {case.image for case in cases}
+        fields = [item for item in fields if item.image in answered]
+        known = extents(fields)
     else:
+        known = extents(fields)  # first of all: a missing image should not end a run of hours
         runner = load(system, track, model, arguments.device)
         found = results_of(runner, labelled)
         cases = [case_of(track, image, labelled.truths[image], result) for image, result in found]
         remarks, systems = [], dict.fromkeys(labelled.truths, runner.system)
         made_by = str(runner.system)
-    said, trained = _trained(track, labelled, systems)
-    answered = {case.image for case in cases}
-    fields = [item for item in labelled.items if item.image in answered] if track == 1 else []
+    said, trained = _trained(labelled, systems)
+    chosen = f", fold {', '.join(folds)} of {split.path}" if split else ""
+    source = f"{made_by} against {_listed(arguments.data)}{chosen}"
+    if track == 2:
+        names = {f"domain_{number}": name for number, name in enumerate(labelled.domains)}
+        return Inputs(cases, remarks + said, source, names=names, trained=trained)
+    once, notes = _counted_once(cast("list[DetectionCase]", cases), known)
+    notes += [
+        f"slide {slide} comes in {_listed(scans)}: the same figure may count in each."
+        for slide, scans in scanned_twice(fields).items()
+    ]
     return Inputs(
-        cases,
+        [*once],
         remarks + said,
-        f"{made_by} against {_listed(arguments.data)}",
-        {f"{STRATUM[track]}_{number}": name for number, name in enumerate(labelled.domains)},
-        areas_mm2(fields),
-        {item.image: item.um_per_px for item in fields},
-        trained,
+        source,
+        notes,
+        sets={item.image: item.set for item in fields},
+        scanners={item.image: item.scanner for item in fields},
+        areas={image: extent.mm2 for image, extent in known.items()},
+        spacings={item.image: item.um_per_px for item in fields},
+        trained=trained,
     )
 
 
-def _listed(values: Sequence[object]) -> str:
+def _counted_once(cases: Sequence[DetectionCase], known: Mapping[str, Extent]) -> tuple[list[DetectionCase], list[str]]:
+    """Cases without what an earlier image shows, too, and a note if there is any such tissue."""
+    if not any(len(extent.shared) for extent in known.values()):
+        return list(cases), []
+    once = [counted_once(case, known[case.image].shared) for case in cases]
+    before, after = (sum(case.positives for case in each) for each in (cases, once))
+    return once, [
+        f"{before - after} of {before} figures are seen in more than one image; like their tissue and what is found in "
+        "it, they count once, in the first of their images."
+    ]
+
+
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
 def _systems(
     track: int, labelled: Labelled, predictions: Sequence[Path], model: str | Path | None, system: str | None
 ) -> dict[str, System]:
-    """By image the system that made its prediction, where predict's note says so and it is still there."""
+    """By image the system that made its prediction: by predict's note if it is still there, else the one that is named.
+
+    A note of other weights than the named system's stands: of a fold's, for one, which did not learn from the image.
+    """
     folder = model_folder(model)
-    if system:
-        return dict.fromkeys(labelled.truths, read_system(find_folder(folder, system, track) / "model.yaml"))
-    systems = {}
+    named = read_system(find_folder(folder, system, track) / "model.yaml") if system else None
+    systems = {} if named is None else dict.fromkeys(labelled.truths, named)
     known: dict[str, System | None] = {}
     for image, about in read_abouts(track, labelled.truths, *predictions).items():
+        if named and about.version == named.version:
+            continue
         if about.system not in known:
             path = folder / about.system / "model.yaml"
             known[about.system] = read_system(path) if path.exists() else None
         found = known[about.system]
+        systems.pop(image, None)
         if found and found.version == about.version:
             systems[image] = found
     return systems
 
 
-def _trained(track: int, labelled: Labelled, systems: Mapping[str, System]) -> tuple[list[str], frozenset[str]]:
-    """Warnings, and the strata with data that a system was trained on."""
+def _trained(labelled: Labelled, systems: Mapping[str, System]) -> tuple[list[str], frozenset[str]]:
+    """Warnings, and the images with data that a system was trained on."""
     chosen = [(item, systems[item.image]) for item in labelled.items if item.image in systems]
     by_name = {str(system): system for _, system in chosen}
     said = [
         training_cases(system, [(item.set, item.case) for item, other in chosen if str(other) == name])
         for name, system in by_name.items()
     ]
-    strata = {f"{STRATUM[track]}_{item.domain}" for item, system in chosen if system.trained_on(item.set, item.case)}
-    return [text for text in said if text], frozenset(strata | {"overall"} if strata else ())
+    trained = frozenset(item.image for item, system in chosen if system.trained_on(item.set, item.case))
+    return [text for text in said if text], trained
 
 
 def held_out_cases(out: Path, system: System) -> list[Case]:

@@ -1,6 +1,8 @@
 """Folders of labelled fields or crops as a ground truth in the organisers' layout, and a system's results on them."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,36 @@ from midog import job
 from midog.errors import UserError, brief
 from midog.evaluation.cases import CLASSES as SUBTYPES
 from midog.evaluation.cases import Truths
-from midog.evaluation.tables import CLASSES, chosen_images, read_crop_table, select_images, split_selection
+from midog.evaluation.metrics import ROI_TYPES
+from midog.evaluation.provenance import UNKNOWN, describe
+from midog.evaluation.splits import Split
+from midog.evaluation.tables import (
+    CLASSES,
+    chosen_images,
+    holds_crops,
+    read_crop_table,
+    select_images,
+    split_selection,
+)
 from midog.images.slide import open_slide
 from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX
 from midog.run import Track1, Track2
+
+PLACES = (("source_image", "source_x", "source_y"), ("frame", "frame_x", "frame_y"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a field was cut from.
+
+    Attributes:
+        source: name of the whole image, within its set.
+        x, y: of the field's first pixel in there, px.
+    """
+
+    source: str
+    x: int
+    y: int
 
 
 @dataclass(frozen=True)
@@ -26,16 +54,22 @@ class Item:
         image: the name in the ground truth that it belongs to: its own, or its stack's.
         path: its file.
         set, case: name of its folder, and its case in there.
-        domain: number of its tumour domain.
+        domain: its tumour domain, as in the ground truth: a field's by name, a crop's by number.
         um_per_px: of both axes, as its table says.
+        scanner: of a field, or "unknown".
+        slide: of a field, the glass as all sets name it.
+        place: in a larger image that other fields may be from, too, or None.
     """
 
     image: str
     path: Path
     set: str
     case: str
-    domain: int
+    domain: int | str
     um_per_px: float
+    scanner: str = UNKNOWN
+    slide: str = UNKNOWN
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -45,55 +79,82 @@ class Labelled:
     Attributes:
         truths: as `midog.evaluation.cases.read_ground_truth` gives them.
         items: fields, or crops in the order of their stacks' pages.
-        domains: what each tumour domain is called.
+        domains: what the number of a tumour domain stands for (Track 2).
     """
 
     truths: Truths
     items: list[Item]
-    domains: list[str]
+    domains: Sequence[str] = ()
 
 
-def read_labelled(track: int, selections: Sequence[str]) -> Labelled:
+def read_labelled(
+    track: int, selections: Sequence[str], split: Split | None = None, folds: Collection[str] = ()
+) -> Labelled:
     """The ground truth of some folders; no image is read.
 
     Args:
         track: 1 or 2.
         selections: DIR, DIR:CASE,CASE, DIR:-CASE or DIR:COLUMN=VALUE, see `midog.evaluation.tables.select_images`.
+        split, folds: of what the selections leave, only the cases of these folds; all without a split.
 
     Raises:
-        UserError: no table, a column, a case or all images are missing; two fields of one name.
+        UserError: no table, a column, a case or all images are missing; two fields of one name; a ROI type, a fold or
+            a case that is not known; crops where fields are expected.
     """
-    return _fields(selections) if track == 1 else _crops(selections)
+    if split:
+        split.check(folds)
+    labelled = (_fields if track == 1 else _crops)(selections, split, folds)
+    if not labelled.items:
+        assert split
+        raise UserError(f"{split.path}: no case of --data is in fold {', '.join(folds)}; choose other folds or folders")
+    return labelled
 
 
-def _fields(selections: Sequence[str]) -> Labelled:
-    """Each selection is a tumour domain; its ROI type is "hotspot" where it has images.csv, else "random"."""
+def _fields(selections: Sequence[str], split: Split | None, folds: Collection[str]) -> Labelled:
+    """A field's tumour domain is its tumour, or its folder's name where that is not known."""
     truths: Truths = {}
     items = []
-    for domain, selection in enumerate(selections):
-        folder, images, figures = chosen_images(selection)
-        kind = "hotspot" if (folder / "images.csv").exists() else "random"
-        for row in images.itertuples():
-            name, path = Path(row.image).name, folder / row.image
+    for selection in selections:
+        if holds_crops(split_selection(selection)[0]):
+            raise UserError(f"{selection}: crops, which have no field to search; give whole regions, or --track 2")
+        folder, images, figures = chosen_images(selection, split, folds)
+        source = folder.resolve().name
+        by_image = dict(list(figures[figures.label == CLASSES[0]].groupby("image")))
+        for row in describe(source, images).to_dict("records"):
+            name, path, um_per_px = Path(row["image"]).name, folder / row["image"], float(row["um_per_px"])
             if name in truths:
                 raise UserError(f"{path}: a second image of this name; evaluate these folders one by one")
-            mine = figures[(figures.image == row.image) & (figures.label == CLASSES[0])]
-            mm = mine[["x", "y"]].to_numpy(float) * float(row.um_per_px) / 1000
+            places = by_image[row["image"]][["x", "y"]].to_numpy(float) if row["image"] in by_image else []
+            tumor = source if row["tumor"] == UNKNOWN else row["tumor"]
             truths[name] = {
-                "annotations": [[float(x), float(y), 0.0] for x, y in mm],
-                "tumor domain": domain,
-                "roi type": kind,
+                "annotations": [[float(x) * um_per_px / 1000, float(y) * um_per_px / 1000, 0.0] for x, y in places],
+                "tumor domain": tumor,
+                "roi type": _roi_type(row, path, len(places) > 0 or (folder / "images.csv").exists()),
             }
-            items.append(Item(name, path, folder.resolve().name, str(row.case), domain, float(row.um_per_px)))
-    return Labelled(truths, items, [_short(selection) for selection in selections])
+            glass = row["scanner"], row["slide"]
+            items.append(Item(name, path, source, str(row["case"]), tumor, um_per_px, *glass, _place(row)))
+    return Labelled(truths, items)
 
 
-def _short(selection: str) -> str:
-    folder, cases = split_selection(selection)
-    return folder.resolve().name + (f":{cases}" if cases else "")
+def _roi_type(row: Mapping[str, Any], path: Path, has_figures: bool) -> str:
+    """As its table says, else after the way in which such fields are chosen."""
+    told = row.get("roi_type")
+    if not isinstance(told, str):
+        return "hotspot" if has_figures else "random"
+    if told not in ROI_TYPES:
+        raise UserError(f"{path}: roi_type {told!r} in the table; {', '.join(ROI_TYPES)} or nothing expected")
+    return told
 
 
-def _crops(selections: Sequence[str]) -> Labelled:
+def _place(row: Mapping[str, Any]) -> Place | None:
+    for names in PLACES:
+        source, x, y = (row.get(name, math.nan) for name in names)
+        if isinstance(source, str) and job.is_finite(x) and job.is_finite(y):
+            return Place(source, int(x), int(y))
+    return None
+
+
+def _crops(selections: Sequence[str], split: Split | None, folds: Collection[str]) -> Labelled:
     """A stack is a case, of whatever folders; domains are the tables', in alphabetical order."""
     import pandas as pd
 
@@ -103,6 +164,8 @@ def _crops(selections: Sequence[str]) -> Labelled:
         table = select_images(read_crop_table(folder), cases, selection)
         if table.empty:
             raise UserError(f"{selection}: no crop of label 0 or 1 is left; choose other cases")
+        if split:
+            table = split.choose(table, folder.resolve().name, folds)
         tables.append(table.assign(folder=str(folder)))
     table = pd.concat(tables, ignore_index=True)
     names = sorted(set(table.domain.astype(str)))
@@ -150,13 +213,59 @@ def read_crop(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels, np.uint8)
 
 
-def areas_mm2(items: Sequence[Item]) -> dict[str, float]:
-    """The area of every field by its name; each is opened."""
-    areas = {}
+@dataclass(frozen=True)
+class Extent:
+    """What of a field counts.
+
+    Attributes:
+        mm2: its area, without what it shares.
+        shared: float64 (K, 4), rectangles x0, y0, x1, y1 in mm of it that an earlier field shows, too.
+    """
+
+    mm2: float
+    shared: NDArray[np.float64]
+
+
+def extents(items: Sequence[Item]) -> dict[str, Extent]:
+    """By a field's name, its extent; each file is opened for its size.
+
+    Raises:
+        UserError: an image is missing or cannot be read.
+    """
+    earlier: dict[tuple[str, str], list[tuple[int, int, int, int]]] = defaultdict(list)
+    found = {}
     for item in items:
         with open_slide(item.path, item.um_per_px) as slide:
-            areas[item.image] = slide.size[0] * slide.size[1] * item.um_per_px**2 / 1e6
-    return areas
+            width, height = slide.size
+        shared = np.zeros((0, 4))
+        if item.place:
+            x, y = item.place.x, item.place.y
+            others = earlier[item.set, item.place.source]
+            shared = np.array(others, float).reshape(-1, 4) - (x, y, x, y)
+            shared = np.clip(shared, 0, (width, height, width, height))
+            shared = shared[(shared[:, 2:] > shared[:, :2]).all(axis=1)]
+            others.append((x, y, x + width, y + height))
+        px = width * height - _area_of_union(shared)
+        edges = shared - 0.5  # a pixel's centre is at integers
+        found[item.image] = Extent(px * item.um_per_px**2 / 1e6, edges * item.um_per_px / 1000)
+    return found
+
+
+def scanned_twice(items: Sequence[Item]) -> dict[str, list[str]]:
+    """By slide the sets and scanners that it comes in, where these are several: the same cells may be in each."""
+    scans: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        scans[item.slide].add(f"{item.set} ({item.scanner})")
+    return {slide: sorted(each) for slide, each in scans.items() if slide != UNKNOWN and len(each) > 1}
+
+
+def _area_of_union(rectangles: NDArray[np.float64]) -> float:
+    """Of float64 (K, 4): over the cells between all their edges, those that one of them covers."""
+    x, y = (np.unique(rectangles[:, axis::2]) for axis in (0, 1))
+    left, top, right, bottom = rectangles.T[..., None]
+    in_x, in_y = (left <= x[:-1]) & (x[:-1] < right), (top <= y[:-1]) & (y[:-1] < bottom)
+    covered = (in_x[:, :, None] & in_y[:, None, :]).any(axis=0)
+    return float(np.diff(x) @ covered @ np.diff(y))
 
 
 def results_of(runner: Track1 | Track2, labelled: Labelled) -> Iterator[tuple[str, Any]]:

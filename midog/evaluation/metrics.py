@@ -455,8 +455,8 @@ def detection_strata(cases: Sequence[DetectionCase]) -> dict[str, list[Detection
 
 
 def spoken(stratum: str) -> str:
-    """A stratum's name for people: "tumour domain 0"."""
-    for start, text in (("tumor_", "tumour domain "), ("domain_", "tumour domain "), ("roi_type_", "ROI type ")):
+    """A stratum's name for people: "tumour 0"."""
+    for start, text in (("tumor_", "tumour "), ("domain_", "tumour domain "), ("roi_type_", "ROI type ")):
         if stratum.startswith(start):
             return text + stratum.removeprefix(start)
     return stratum
@@ -471,6 +471,38 @@ def detection_aggregates(cases: Sequence[DetectionCase]) -> dict[str, float]:
         figures = overall if len(chosen) == len(cases) else detection_figures(chosen)
         aggregates |= {f"{stratum}_{name}": figure for name, figure in figures.items()}
     return aggregates
+
+
+class CountError(NamedTuple):
+    """How well the figures of an image are counted, whichever they are.
+
+    Attributes:
+        images: how many.
+        slope: of the least-squares line of predicted over true counts; nan where all true counts are the same.
+        bias: mean of predicted minus true counts.
+        low, high: the 95 % limits of agreement, bias -+ 1.96 standard deviations of the differences; nan of one image.
+    """
+
+    images: int
+    slope: float
+    bias: float
+    low: float
+    high: float
+
+
+def count_error(cases: Sequence[DetectionCase]) -> CountError:
+    """Bland and Altman, Lancet 1986;327:307, of the accepted points and the labelled figures of each image."""
+    predicted, true = image_counts(cases).T
+    error = predicted - true
+    slope = float(np.polyfit(true, predicted, 1)[0]) if len(set(true.tolist())) > 1 else math.nan
+    bias = float(error.mean())
+    reach = 1.96 * float(error.std(ddof=1)) if len(error) > 1 else math.nan
+    return CountError(len(cases), slope, bias, bias - reach, bias + reach)
+
+
+def image_counts(cases: Sequence[DetectionCase]) -> Counts:
+    """int64 (images, 2): how many points are accepted, and how many figures are labelled."""
+    return np.array([(case.accepted.sum(), case.positives) for case in cases], np.int64)
 
 
 # --- Track 2 ------------------------------------------------------------------

@@ -1,14 +1,19 @@
 """Tables of labelled data and the choice of their cases; everything that reads fields or crops starts here.
 
 A folder of fields (Track 1) has `images.csv` or `regions.csv`, one row an image (image, case, um_per_px), and
-`figures.csv`, one row a labelled cell (image, x, y, label): "mitotic figure" or "non-mitotic figure". Coordinates are
-pixels of the image. A folder with only `labels.csv` (image, um_per_px) is tissue without figures.
+`figures.csv`, one row a labelled cell (image, x, y, label): "mitotic figure", "non-mitotic figure", or "unclear" where
+the experts left it open. Coordinates are pixels of the image. A folder with only `labels.csv` (image, um_per_px) is
+tissue without figures.
+
+`image` is a path relative to the folder, or absolute; its last part is the image's name.
 
 A folder of crops (Track 2) has `labels.csv`, one row a crop: `file` (relative to the folder) and `label` (0 normal, 1
-atypical, others are left out); `case` and `domain` where they are known. `python -m resources.data.prepare` makes both.
+atypical, -1 a non-mitotic cell, others are left out); `case` and `domain` where they are known. `python -m
+resources.data.prepare` makes both.
 """
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +26,13 @@ from midog.errors import UserError, brief
 if TYPE_CHECKING:
     import pandas as pd
 
+    from midog.evaluation.splits import Split
+
 CLASSES = ("mitotic figure", "non-mitotic figure")
+UNCLEAR = "unclear"  # the experts left it open: not one of the classes, and no background either
 FIELD_TABLES = ("images.csv", "regions.csv", "labels.csv")
 FIGURE_COLUMNS = ("image", "x", "y", "label")
+SUBTYPE_LABELS, NON_MITOTIC = (0, 1), -1
 
 
 def split_selection(selection: str | Path) -> tuple[Path, str]:
@@ -51,22 +60,40 @@ def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
         figures_path = folder / "figures.csv"
         figures = pd.read_csv(figures_path) if figures_path.exists() else pd.DataFrame(columns=[*FIGURE_COLUMNS])
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make it with python -m resources.data.prepare") from None
+        raise UserError(
+            f"{path}: cannot be read ({brief(error)}); make it with python -m resources.data.prepare"
+        ) from None
     check_columns(path, images, ("image", "um_per_px"), ("um_per_px",))
     check_columns(figures_path, figures, FIGURE_COLUMNS, ("x", "y"))
     if not (images.um_per_px > 0).all():
-        raise UserError(f"{path}: an um_per_px is not above 0; see resources/data/fields.py")
+        raise UserError(f"{path}: an um_per_px is not above 0; see docs/DATA.md")
+    names = images["image"].map(lambda image: Path(str(image)).name)
     if "case" not in images:
-        images["case"] = images["slide"] if "slide" in images else images["image"]
-    images["case"] = images["case"].fillna(images["image"])
-    unknown = sorted(set(figures.label) - set(CLASSES), key=str)
+        images["case"] = images.get("slide", names)
+    images["case"] = images["case"].fillna(names)
+    unknown = sorted(set(figures.label) - {*CLASSES, UNCLEAR}, key=str)
     if unknown:
-        raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {' or '.join(CLASSES)} expected")
+        raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {', '.join(CLASSES)} or {UNCLEAR} expected")
     return images, figures
 
 
-def read_crop_table(folder: Path) -> "pd.DataFrame":
-    """The table of a folder of crops: those labelled 0 or 1, with the columns file, label, case, domain, vote_atypical.
+def holds_crops(folder: Path) -> bool:
+    """Whether a folder is one of crops: no table of fields, and a labels.csv with the column file."""
+    if any((folder / name).exists() for name in FIELD_TABLES[:2]):
+        return False
+    try:
+        with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as table:
+            return "file" in next(csv.reader(table), [])
+    except (OSError, ValueError):
+        return False  # what is wrong with it says whoever reads it
+
+
+def read_crop_table(folder: Path, all_labels: bool = False) -> "pd.DataFrame":
+    """The table of a folder of crops, with the columns file, label, case, domain, vote_atypical.
+
+    Args:
+        folder: with labels.csv.
+        all_labels: keep the non-mitotic cells (-1) beside normal (0) and atypical (1) figures.
 
     Raises:
         UserError: no table, or a column is missing.
@@ -75,18 +102,18 @@ def read_crop_table(folder: Path) -> "pd.DataFrame":
 
     path = folder / "labels.csv"
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"case": str, "slide": str})
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({brief(error)}); make it with python -m resources.data.prepare"
         ) from None
-    missing = {"file", "label"} - set(table.columns)
-    if missing:
-        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing; see resources/data/crops.py")
-    table = table[table.label.isin([0, 1])].reset_index(drop=True)
+    check_columns(path, table, ("file", "label"), ())
+    labels = (*SUBTYPE_LABELS, NON_MITOTIC) if all_labels else SUBTYPE_LABELS
+    table = table[table.label.isin(labels)].reset_index(drop=True)
     for column, default in (("case", table.file), ("domain", folder.resolve().name), ("vote_atypical", np.nan)):
         if column not in table:
             table[column] = default
+    table["case"] = table["case"].fillna(table["file"])
     return table
 
 
@@ -94,13 +121,17 @@ def check_columns(path: Path, table: "pd.DataFrame", needed: Sequence[str], numb
     """Make sure that the columns `needed` are there, and that those of `numbers` hold finite numbers.
 
     Raises:
-        UserError: else.
+        UserError: else; of foreign columns the line names those expected and the first of those found.
     """
     import pandas as pd
 
     missing = sorted(set(needed) - set(table.columns))
     if missing:
-        raise UserError(f"{path}: column {', '.join(missing)} is missing; see resources/data/fields.py")
+        found = ", ".join(map(str, table.columns[:8])) or "none"
+        raise UserError(
+            f"{path}: column {', '.join(missing)} is missing: {', '.join(needed)} expected, found {found}; "
+            "see docs/DATA.md"
+        )
     for column in numbers:
         bad = ~np.isfinite(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
         if bad.any():
@@ -142,15 +173,25 @@ def _fitting(images: "pd.DataFrame", pattern: str, selection: str | Path) -> NDA
     return np.array([fnmatchcase(str(each), value) for each in images[column]], bool)
 
 
-def chosen_images(selection: str | Path) -> "tuple[Path, pd.DataFrame, pd.DataFrame]":
+def chosen_images(
+    selection: str | Path, split: "Split | None" = None, folds: Collection[str] = ()
+) -> "tuple[Path, pd.DataFrame, pd.DataFrame]":
     """Folder, chosen images and all figures of DIR[:CASES]; as `read_tables` and `select_images`.
 
+    Args:
+        selection: DIR[:CASES].
+        split: limits the chosen images to some of its folds; none may be left then, for a fold need not have cases of
+            every set.
+        folds: names of these folds.
+
     Raises:
-        UserError: also if no image is left.
+        UserError: also if the selection leaves no image; see `midog.evaluation.splits.Split.choose`.
     """
     folder, cases = split_selection(selection)
     images, figures = read_tables(folder)
     images = select_images(images, cases, selection)
     if images.empty:
         raise UserError(f"{selection}: no image is left; choose other cases")
+    if split:
+        images = split.choose(images, folder.resolve().name, folds)
     return folder, images, figures

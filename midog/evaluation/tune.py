@@ -229,9 +229,10 @@ def run(arguments: Namespace) -> None:
         raise UserError("--objective ba: Track 1 counts no true negatives; leave it out, F1 is tuned")
     objective = Objective(name)
     if arguments.folds:
-        if track == 1 or arguments.predictions:
+        if track == 1 or arguments.predictions or arguments.split or arguments.fold:
             raise UserError(
-                f"{arguments.folds}: --folds is for Track 2 and has the predictions; leave --predictions out"
+                f"{arguments.folds}: --folds is for Track 2 and has the predictions; "
+                "leave --predictions, --split and --fold out"
             )
         inputs = Inputs(held_out_cases(arguments.folds, system), [], str(arguments.folds))
     else:
@@ -239,6 +240,8 @@ def run(arguments: Namespace) -> None:
     cases = inputs.cases
     for text in inputs.remarks:
         logger.warning(text)
+    for text in inputs.notes:
+        logger.info(text)
     if out:
         check_writable(out, "--out")
     figures, predictions = _totals(cases)

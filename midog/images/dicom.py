@@ -25,7 +25,7 @@ PIXEL_DATA = b"\xe0\x7f\x10\x00"
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 
-def open_dicom(path: Path) -> Image:
+def open_dicom(path: Path, cache: Cache) -> Image:
     """A folder of one slide's `.dcm` instances, or one of them, which brings the rest of its series along."""
     import pydicom
 
@@ -41,7 +41,6 @@ def open_dicom(path: Path) -> Image:
         if not volumes:
             raise UserError(f"{path}: no DICOM file with the pixels of a slide (VOLUME); name the folder that has it")
         volumes.sort(key=lambda volume: -volume[0].TotalPixelMatrixColumns)
-        cache = Cache()
         levels = [_level(path, header, file, cache) for header, file in volumes]
         y, x = volumes[0][0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
         return Image(levels, [(float(x) * 1000, float(y) * 1000)], close=lambda: [file.close() for file in files])

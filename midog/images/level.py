@@ -1,25 +1,30 @@
 """What every format's reader gives: an `Image` of levels whose pixels are decoded where they are asked for.
 
 A compressed file is a grid of segments (tiles, or strips as wide as the image); those used last stay in a cache of a
-fixed size. Uncompressed pixels are mapped. Only what has no segments (PNG, JPEG, compressed `.mha`) is decoded whole,
-once, up to `WHOLE_BYTES`.
+fixed size, which several files can share. Uncompressed pixels are mapped. What has no segments (PNG, JPEG, compressed
+`.mha`) is one segment, up to `WHOLE_BYTES`.
 
 A reader raises `UnsupportedError` for what it does not read; the errors of the libraries pass through it as they are.
 `midog.images.slide` and `midog.images.stack` turn both into one line that names the file and the remedy.
 """
 
+import itertools
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midog.errors import UserError, brief
+
+if TYPE_CHECKING:
+    from openslide import OpenSlideCache
 
 CACHE_BYTES = 320 << 20  # four rows of 256 px segments, what a tile of 640 px touches, of a slide 100,000 px wide
 WHOLE_BYTES = 1 << 30  # of pixels that can only be decoded in one piece
@@ -31,9 +36,15 @@ class UnsupportedError(Exception):
 
 
 class Level(Protocol):
-    """One level of a pyramid, in its own pixels."""
+    """One level of a pyramid, in its own pixels.
 
-    size: tuple[int, int]  # (width, height)
+    Attributes:
+        size: (width, height).
+        segment: (width, height) of what is decoded at once, 1 x 1 where nothing is.
+    """
+
+    size: tuple[int, int]
+    segment: tuple[int, int]
 
     def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """uint8 (height, width, 3) of a place inside the level."""
@@ -119,6 +130,8 @@ def conversions(bits: int, channels: int, palette: bool = False) -> list[str]:
 class ArrayLevel:
     """Pixels in memory or in a mapped file: (H, W) or (H, W, C)."""
 
+    segment = 1, 1
+
     def __init__(self, array: NDArray[Any], table: NDArray[np.uint8] | None = None) -> None:
         self._array = array
         self._table = table
@@ -129,21 +142,39 @@ class ArrayLevel:
 
 
 class Cache:
-    """The segments used last, by key, up to `CACHE_BYTES`."""
+    """The segments used last, of one file or of several, from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        limit: bytes; a segment that is larger is kept until the next one comes.
+    """
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit = limit
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def get(self, key: tuple[int, int, int], make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        value = self._kept[key] = make()
-        self._bytes += value.nbytes
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        """What is kept under a key, or what `make` gives."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = value
+                self._bytes += value.nbytes
+            while self._bytes > self.limit and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return value
+
+    @cached_property
+    def openslide(self) -> "OpenSlideCache":
+        """OpenSlide's own, of the same size."""
+        import openslide
+
+        return openslide.OpenSlideCache(self.limit)
 
 
 class GridLevel:
@@ -153,8 +184,10 @@ class GridLevel:
         path: for messages.
         size, segment: (width, height) of the level and of a segment, px.
         decode: index of a segment -> uint8 (h, w, 3), or None for one the file leaves out.
-        cache: shared by the levels of a file.
+        cache: shared by the levels of a file, or by files.
     """
+
+    _numbers = itertools.count()  # never twice in a process: a cache can outlive a level
 
     def __init__(
         self,
@@ -169,26 +202,27 @@ class GridLevel:
         check_whole(*segment)
         self._path = path
         self.size = size
-        self._segment = segment
+        self.segment = segment
         self._decode = decode
         self._cache = cache
+        self._number = next(self._numbers)
         self.columns, self.rows = (math.ceil(whole / part) for whole, part in zip(size, segment, strict=True))
 
     def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         pixels = np.empty((height, width, 3), np.uint8)
-        across, down = self._segment
+        across, down = self.segment
         for row in range(y // down, (y + height - 1) // down + 1):
             for column in range(x // across, (x + width - 1) // across + 1):
                 left, top = column * across, row * down
                 x0, x1 = max(x, left), min(x + width, left + across)
                 y0, y1 = max(y, top), min(y + height, top + down)
-                segment = self._cache.get((id(self), row, column), partial(self._checked, row, column))
+                segment = self._cache.get((self._number, row, column), partial(self._checked, row, column))
                 pixels[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return pixels
 
     def _checked(self, row: int, column: int) -> NDArray[np.uint8]:
-        left, top = column * self._segment[0], row * self._segment[1]
-        width, height = min(self._segment[0], self.size[0] - left), min(self._segment[1], self.size[1] - top)
+        left, top = column * self.segment[0], row * self.segment[1]
+        width, height = min(self.segment[0], self.size[0] - left), min(self.segment[1], self.size[1] - top)
         try:
             segment = self._decode(row * self.columns + column)
             if segment is None:  # scanners leave out glass

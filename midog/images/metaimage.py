@@ -10,7 +10,18 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from midog.images.level import ArrayLevel, Image, Page, UnsupportedError, check_whole, conversions, depth_table, to_rgb
+from midog.images.level import (
+    ArrayLevel,
+    Cache,
+    GridLevel,
+    Image,
+    Level,
+    Page,
+    UnsupportedError,
+    conversions,
+    depth_table,
+    to_rgb,
+)
 
 CHUNK_BYTES = 64 << 10  # of a compressed stream that are read at once
 
@@ -73,8 +84,8 @@ class _Header:
         return numbers
 
 
-def open_metaimage(path: Path) -> Image:
-    """One plane. Compressed, it is decoded whole."""
+def open_metaimage(path: Path, cache: Cache) -> Image:
+    """One plane. Compressed, it is one segment."""
     header = _read_header(path)
     if header.pages != 1:
         sizes = header.fields["DimSize"]
@@ -82,19 +93,20 @@ def open_metaimage(path: Path) -> Image:
     turn = [float(part) for part in header.fields.get("TransformMatrix", "").split()]
     if turn not in ([], np.eye(len(header.size)).ravel().tolist()):
         raise UnsupportedError("the image is turned (TransformMatrix)")
-    if header.is_compressed:
-        check_whole(*header.size[:2])
+    table = depth_table(header.bits)
+
+    def decode(_: int) -> NDArray[np.uint8]:
         with open(path, "rb") as file:
             file.seek(header.start)
-            array = _to_page(next(_inflate(file, header.page_bytes)), header)
+            return to_rgb(_to_page(next(_inflate(file, header.page_bytes)), header), table)
+
+    level: Level
+    if header.is_compressed:
+        size = header.size[0], header.size[1]
+        level = GridLevel(path, size, size, decode, cache)
     else:
-        array = np.memmap(path, header.dtype, "r", header.start, header.page_shape)
-    return Image(
-        [ArrayLevel(array, depth_table(header.bits))],
-        header.spacings,
-        header.origin_mm,
-        conversions(header.bits, header.channels),
-    )
+        level = ArrayLevel(np.memmap(path, header.dtype, "r", header.start, header.page_shape), table)
+    return Image([level], header.spacings, header.origin_mm, conversions(header.bits, header.channels))
 
 
 def read_spacings(path: Path) -> list[tuple[float, float]]:

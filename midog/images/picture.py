@@ -1,11 +1,12 @@
-"""PNG and JPEG, by Pillow, decoded whole."""
+"""PNG and JPEG, by Pillow: one segment, decoded when it is read."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from midog.images.level import ArrayLevel, Image, check_whole, conversions, depth_table
+from midog.images.level import Cache, GridLevel, Image, conversions, depth_table, to_rgb
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -14,27 +15,38 @@ ORIENTATION = 0x0112  # EXIF's tag
 QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
 
 
-def open_picture(path: Path) -> Image:
+def open_picture(path: Path, cache: Cache) -> Image:
     """The picture as its EXIF orientation says, which viewers and OpenCV obey as well."""
+    with _opened(path) as file:
+        size, dpi, mode, channels = file.size, file.info.get("dpi", (0, 0)), file.mode, len(file.getbands())
+        if _orientation(file) in QUARTER_TURNS:
+            size, dpi = size[::-1], dpi[::-1]
+    remarks = conversions(_bits(mode), channels, mode == "P") if mode != "CMYK" else ["CMYK"]
+    spacings = [(25400 / float(dpi[0]), 25400 / float(dpi[1]))] if all(dpi) else []
+    return Image([GridLevel(path, size, size, lambda _: _decode(path), cache)], spacings, remarks=remarks)
+
+
+def _opened(path: Path) -> "PIL.Image.Image":
     import PIL.Image
+
+    PIL.Image.MAX_IMAGE_PIXELS = None  # the level checks the size
+    return PIL.Image.open(path, formats=("PNG", "JPEG"))
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
-    PIL.Image.MAX_IMAGE_PIXELS = None  # the size is checked here
-    with PIL.Image.open(path, formats=("PNG", "JPEG")) as file:
-        check_whole(*file.size)
-        dpi = file.info.get("dpi", (0, 0))
-        image: PIL.Image.Image = file
-        orientation = _orientation(file)
-        if orientation != 1:
-            image = ImageOps.exif_transpose(file)
-        if orientation in QUARTER_TURNS:
-            dpi = dpi[::-1]
-        bits = 16 if image.mode.startswith("I") else 8
-        remarks = conversions(bits, len(image.getbands()), image.mode == "P") if image.mode != "CMYK" else ["CMYK"]
+    with _opened(path) as file:
+        image = file if _orientation(file) == 1 else ImageOps.exif_transpose(file)
+        bits = _bits(image.mode)
         if bits == 8 and image.mode != "RGB":
             image = image.convert("RGB")
-        spacings = [(25400 / float(dpi[0]), 25400 / float(dpi[1]))] if all(dpi) else []
-        return Image([ArrayLevel(np.asarray(image), depth_table(bits))], spacings, remarks=remarks)
+        return to_rgb(np.asarray(image), depth_table(bits))
+
+
+def _bits(mode: str) -> int:
+    """Of a channel, by Pillow's name of the kind of pixels."""
+    return 16 if mode.startswith("I") else 8
 
 
 def _orientation(image: "PIL.Image.Image") -> int:

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from midog.errors import UserError, brief
 from midog.images.dicom import open_dicom
-from midog.images.level import PLAUSIBLE_UM_PER_PX, Image, UnsupportedError, plausible
+from midog.images.level import PLAUSIBLE_UM_PER_PX, Cache, Image, UnsupportedError, plausible
 from midog.images.metaimage import open_metaimage
 from midog.images.picture import open_picture
 from midog.images.tiff import open_tiff
@@ -44,8 +44,10 @@ SUFFIXES = _TIFF | _PICTURE | _WHOLE_SLIDE | {".mha", ".dcm"}
 logger = logging.getLogger(__name__)
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, default_um_per_px: float = 0.25) -> "Slide":
-    """Open an image; nothing is decoded yet, except a PNG, a JPEG or a compressed `.mha`.
+def open_slide(
+    path: str | Path, um_per_px: float | None = None, default_um_per_px: float = 0.25, cache: Cache | None = None
+) -> "Slide":
+    """Open an image; nothing is decoded yet.
 
     What was changed or assumed is logged as a warning.
 
@@ -53,6 +55,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, default_um_per_
         path: TIFF, `.mha`, PNG, JPEG, a slide that OpenSlide knows, or DICOM (a file or its folder).
         um_per_px: of both axes, whatever the file says.
         default_um_per_px: of both axes, where the file says nothing plausible.
+        cache: for what is decoded, if several images share one.
 
     Returns:
         `Slide`, also a context manager.
@@ -68,7 +71,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, default_um_per_
     kind, opened = _reader(path)
     try:
         with warnings.catch_warnings(action="ignore"):
-            image = opened(path)
+            image = opened(path, cache or Cache())
     except UserError:
         raise
     except UnsupportedError as reason:
@@ -101,7 +104,7 @@ def check_not_empty(path: Path) -> None:
         raise UserError(f"{path}: the file is empty; copy it again")
 
 
-def _reader(path: Path) -> tuple[str, Callable[[Path], Image]]:
+def _reader(path: Path) -> tuple[str, Callable[[Path, Cache], Image]]:
     """What an image is called, and the function that opens it."""
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".dcm":
@@ -134,6 +137,15 @@ def at_spacing(slide: "Slide", um_per_px: float, tolerance: float = 0.10) -> "Sl
     return _Resampled(slide, um_per_px)
 
 
+def reflected(index: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    """The pixels of an axis of `side` px that any pixels of its mirrored continuation show; as OpenCV's REFLECT_101."""
+    if side == 1:
+        return np.zeros_like(index)
+    period = 2 * (side - 1)
+    folded = np.abs(index) % period
+    return np.minimum(folded, period - folded)
+
+
 class Slide:
     """An image with its scale.
 
@@ -141,7 +153,10 @@ class Slide:
         size: (width, height) of level 0, px.
         um_per_px: (x, y).
         origin_mm: (x, y) of the centre of the first pixel.
+        segment: (width, height) of what is decoded at once where a pixel is read, px; 1 x 1 where nothing is.
     """
+
+    segment: tuple[int, int] = (1, 1)
 
     def __init__(
         self, size: Sequence[int], um_per_px: tuple[float, float], origin_mm: tuple[float, float] = (0.0, 0.0)
@@ -176,6 +191,23 @@ class Slide:
         if left < right and top < bottom:
             padded[top - y : bottom - y, left - x : right - x] = self.read(left, top, right - left, bottom - top)
         return padded
+
+    def read_reflected(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Level-0 pixels of any place, uint8 (height, width, 3) RGB; outside, the image is mirrored at its edges.
+
+        What networks see: tissue goes on where the image ends, whose edge is no sign of anything. The pixels at the
+        edge are not repeated.
+
+        Raises:
+            UserError: if they cannot be decoded.
+        """
+        if x >= 0 and y >= 0 and x + width <= self.size[0] and y + height <= self.size[1]:
+            return self.read(x, y, width, height)
+        columns = reflected(np.arange(x, x + width), self.size[0])
+        rows = reflected(np.arange(y, y + height), self.size[1])
+        left, top = int(columns.min()), int(rows.min())
+        inside = self.read(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
+        return inside[(rows - top)[:, None], columns - left]
 
     def _read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         raise NotImplementedError
@@ -233,6 +265,7 @@ class ArraySlide(Slide):
 class _FileSlide(Slide):
     def __init__(self, image: Image, um_per_px: tuple[float, float]) -> None:
         super().__init__(image.levels[0].size, um_per_px, image.origin_mm)
+        self.segment = image.levels[0].segment
         self._image = image
         self._lock = threading.Lock()  # one file position, one cache
 

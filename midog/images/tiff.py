@@ -44,7 +44,7 @@ UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def open_tiff(path: Path) -> Image:
+def open_tiff(path: Path, cache: Cache) -> Image:
     """The first image of a TIFF, with its pyramid."""
     import tifffile
 
@@ -55,7 +55,6 @@ def open_tiff(path: Path) -> Image:
         if mode := _pillow_mode(page):
             raise UnsupportedError(f"the colour model {mode} is not read")
         pyramid, several = _pyramid(tif)
-        cache = Cache()
         levels = [_level(path, tif, planes, cache) for planes in pyramid]
         remarks = ["several pages of one size, only the first is read"] if several else []
         channels = page.samplesperpixel if len(pyramid[0]) == 1 else len(pyramid[0])

@@ -35,7 +35,7 @@ def _starts(length: int, side: int, overlap: float) -> NDArray[np.int64]:
 
 
 def read_tile(slide: Slide, x: int, y: int, tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a tile; white where it leaves the image.
+    """Read a tile; where it leaves the image, that is mirrored.
 
     Args:
         slide: what it is cut from.
@@ -45,7 +45,7 @@ def read_tile(slide: Slide, x: int, y: int, tile: tuple[int, int]) -> NDArray[np
     Returns:
         uint8 (height, width, 3).
     """
-    return slide.read_padded(x, y, *tile)
+    return slide.read_reflected(x, y, *tile)
 
 
 def has_tissue(pixels: NDArray[np.uint8]) -> bool:

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midog.errors import UserError
-from midog.images.level import CACHE_BYTES, Image, check_whole, damaged_at
+from midog.images.level import Cache, Image, check_whole, damaged_at
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
 
-def open_whole_slide(path: Path) -> Image:
+def open_whole_slide(path: Path, cache: Cache) -> Image:
     """What OpenSlide knows."""
     import openslide
 
@@ -21,7 +21,7 @@ def open_whole_slide(path: Path) -> Image:
     if path.suffix.lower() == ".mrxs" and not folder.is_dir():
         raise UserError(f"{path}: its folder {folder.name}/ is missing; copy it beside the file")
     slide = openslide.OpenSlide(path)
-    slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+    slide.set_cache(cache.openslide)
     x, y = (float(slide.properties.get(f"openslide.mpp-{axis}", 0)) for axis in "xy")
     levels = [_OpenSlideLevel(path, slide, number) for number in range(slide.level_count)]
     return Image(levels, [(x, y)] if x and y else [], close=slide.close)
@@ -33,8 +33,12 @@ class _OpenSlideLevel:
         self._slide = slide
         self._number = number
         self.size: tuple[int, int] = slide.level_dimensions[number]
-        tile = (int(slide.properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height"))
-        check_whole(*tile)  # OpenSlide would end the process for want of memory
+        properties = slide.properties
+        width, height = (
+            int(properties.get(f"openslide.level[{number}].tile-{side}", 1)) for side in ("width", "height")
+        )
+        check_whole(width, height)  # OpenSlide would end the process for want of memory
+        self.segment = width, height
         self._background = "#" + slide.properties.get("openslide.background-color", "ffffff")
 
     def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:

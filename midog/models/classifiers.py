@@ -11,9 +11,7 @@ and fine-tuned) are CC BY-NC 4.0, also where timm serves them. timm
 licence of its own.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -204,40 +202,8 @@ def timm_classifier(
         RuntimeError: timm has no such network.
         TypeError: the network has no stochastic depth.
     """
-    return _create(name, img_size, {}, num_classes=num_classes, drop_path_rate=drop_path_rate or None)
-
-
-def timm_pretrained(
-    name: str,
-    file: str | Path | None = None,
-    num_classes: int = 1,
-    drop_path_rate: float = 0.0,
-    img_size: int | None = None,
-) -> nn.Module:
-    """`timm_classifier` with published weights and a new last layer, whatever that layer's name is.
-
-    Weights made for another `img_size` are resampled to it.
-
-    Args:
-        file: the weights, .safetensors, .pth or .npz, with as many outputs as timm gives the network by default;
-            None lets timm download them.
-
-    Raises:
-        RuntimeError: timm has no such network or no weights for it, or the file is not of this network.
-        OSError: the file cannot be read, or the download fails.
-    """
-    # A format of their own, .npz, is what timm expects in a file for the transformers that were published so.
-    overlay = {} if file is None else {"file": str(file), "custom_load": Path(file).suffix == ".npz"}
-    # With the old last layer timm loads strictly; asked for another number of outputs it skips whatever does not match.
-    network = _create(name, img_size, overlay, pretrained=True, drop_path_rate=drop_path_rate or None)
-    cast(Callable[[int], None], network.reset_classifier)(num_classes)
-    return network
-
-
-def _create(name: str, img_size: int | None, overlay: dict[str, Any], **arguments: Any) -> nn.Module:
     import timm
     from timm.models import resolve_model_input_args
 
-    return timm.create_model(
-        **resolve_model_input_args(name, {"img_size": img_size}, pretrained_cfg_overlay=overlay, **arguments)
-    )
+    options = {"num_classes": num_classes, "drop_path_rate": drop_path_rate or None}
+    return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **options))

@@ -21,8 +21,8 @@ Where the paper leaves a choice open:
 The authors' code differs from the paper: its backbone is ResNeXt-50, and it has the anchor-free branch alone.
 
 Written here from the papers. Original code: antifen/mitosis-nuclei-detection,
-licence not checked; no published weights are used. timm's code is Apache-2.0, each
-of its ImageNet weights has a licence of its own.
+licence not checked; none of its weights are used. timm's code is Apache-2.0, each of
+its ImageNet weights, from which a training may start, has a licence of its own.
 
 The paper's numbers are not ours to compare with: its F1 (printed upside down in equation 6) counts a figure as found
 within 5 um, and the authors' matching lets two figures share one prediction.

@@ -4,14 +4,14 @@ Lyu et al., "RTMDet: An Empirical Study of Designing Real-Time Object
 Detectors", arXiv 2212.07784: CSPNeXt backbone, CSPNeXt-PAFPN, and a head whose
 convolutions are shared over levels while its batch norms are not. Layers,
 widths and parameter names are those of mmdetection 3.3 (configs/rtmdet), so
-that its public checkpoints load strictly after `from_mmdetection`. Written here
-from the paper and those configurations.
+that the tensors of its public checkpoints load strictly. Written here from the
+paper and those configurations.
 
 Original code: open-mmlab/mmdetection, Apache-2.0, and so are its published weights.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -261,22 +261,3 @@ class RTMDet(nn.Module):
         points, _ = grid_points(x.shape[2], x.shape[3], x.device)
         left_top, right_bottom = distances.float().chunk(2, 1)
         return torch.cat([points - left_top, points + right_bottom], 1), logits
-
-
-def from_mmdetection(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of mmdetection's RTMDet -> one of `RTMDet`.
-
-    Args:
-        state: mapping of names to tensors: what `rtmdet_s_8xb32-300e_coco` and its like hold under "state_dict".
-
-    Returns:
-        dict that loads strictly: its normalisation, which `RTMDet` has as constants, is left out.
-
-    Raises:
-        ValueError: that normalisation is not RTMDet's.
-    """
-    for name, ours in (("mean", BGR_MEAN), ("std", BGR_STD)):
-        theirs = state.get(f"data_preprocessor.{name}")
-        if theirs is not None and not torch.allclose(theirs.flatten().float(), torch.tensor(ours), atol=1e-3):
-            raise ValueError(f"data_preprocessor.{name} is {theirs.flatten().tolist()}, {list(ours)} expected")
-    return {name: value for name, value in state.items() if not name.startswith("data_preprocessor.")}

@@ -8,15 +8,17 @@ The same class has many names: "mitotic figure" and "not mitotic figure"
 
 import re
 
-from resources.data.fields import CLASSES
+from midog.evaluation.tables import CLASSES, UNCLEAR
 
 MITOTIC, HARD_NEGATIVE = CLASSES
-UNCLEAR = "unclear"  # may or may not be a mitotic figure: no label, and no background either
 BACKGROUND = "background"  # a cell of another kind: granulocyte, tumor cell
 
 
 def meaning(name: str) -> str:
-    """MITOTIC, HARD_NEGATIVE, UNCLEAR or BACKGROUND for a class name; case, spaces and hyphens do not matter."""
+    """MITOTIC, HARD_NEGATIVE, UNCLEAR or BACKGROUND for a class name; case, spaces and hyphens do not matter.
+
+    UNCLEAR may or may not be a mitotic figure: it is no label, and no background either.
+    """
     letters = re.sub("[^a-z]", "", name.lower())
     if re.fullmatch("((a?typical|normal)?mitotic(figure|cell)?s?|mitos[ei]s?)", letters):
         return MITOTIC

@@ -1,26 +1,41 @@
-"""Labelled fields in memory; `midog.evaluation.tables` says how their folders look and how cases are chosen.
+"""Labelled fields, regions, slides and crops, opened as they are read; `midog.evaluation.tables` says how their folders
+look and how cases are chosen.
 
 `python -m resources.train.mine` finds more hard negatives, which `add_mined` adds.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
 
 from midog.errors import UserError, brief
 from midog.evaluation.metrics import MATCH_UM
-from midog.evaluation.tables import CLASSES, FIGURE_COLUMNS, check_columns, chosen_images
-from midog.images.slide import ArraySlide
+from midog.evaluation.splits import Split
+from midog.evaluation.tables import (
+    CLASSES,
+    FIGURE_COLUMNS,
+    UNCLEAR,
+    check_columns,
+    chosen_images,
+    holds_crops,
+    split_selection,
+)
+from midog.images.slide import Slide, at_spacing
+from resources.data.crop_regions import CropRegion, read_crop_regions
+from resources.data.on_demand import CACHE_BYTES, OnDemandSlide
 
-UM_PER_PX = 0.25
-RESAMPLED_FROM = 0.10  # as at inference: images within 10 % of the spacing keep their pixels
+logger = logging.getLogger(__name__)
+
 MINED_COLUMNS = ("set", *FIGURE_COLUMNS, "score")
+WINDOW = 512  # px of a side, to say what a window costs
+DEAR_PX = 8 * WINDOW * WINDOW  # that are decoded for a window
 
 
 def _no_points() -> NDArray[np.float32]:
@@ -28,81 +43,144 @@ def _no_points() -> NDArray[np.float32]:
 
 
 @dataclass
-class Field(ArraySlide):
-    """One labelled image as a `Slide`, in its own pixels or, if those are far from .25 um, resampled to .25 um.
+class Field(Slide):
+    """One labelled image, or a part of it, as a `Slide`.
 
     Attributes:
         name, case, source: file, case or slide, name of the folder.
-        pixels: uint8 (H, W, 3) RGB.
-        um_per_px: of `pixels`.
-        figures, hard_negatives: float32 (N, 2), centres x, y in px of mitotic and non-mitotic figures.
-        factor: px of `pixels` to a px of the file.
+        slide: its pixels.
+        figures, hard_negatives, unclear: float32 (N, 2), centres x, y in px of mitotic and non-mitotic figures, and of
+            cells that may be either.
+        corner: of the first pixel in the file, px of the file.
+        factor: px to a px of the file, (x, y).
     """
 
     name: str
     case: str
     source: str
-    pixels: NDArray[np.uint8]
-    um_per_px: tuple[float, float]
+    slide: Slide
     figures: NDArray[np.float32] = field(default_factory=_no_points)
     hard_negatives: NDArray[np.float32] = field(default_factory=_no_points)
-    factor: float = 1.0
+    unclear: NDArray[np.float32] = field(default_factory=_no_points)
+    corner: tuple[int, int] = (0, 0)
+    factor: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        super().__init__(self.pixels, self.um_per_px)
+        super().__init__(self.slide.size, self.slide.um_per_px, self.slide.origin_mm)
+        self.segment = self.slide.segment
+
+    def _read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        return self.slide.read(x, y, width, height)
+
+    def at(self, um_per_px: float) -> "Field":
+        """Itself at a spacing, as inference reads it: its own pixels where they are within 10 %, else resampled."""
+        slide = at_spacing(self.slide, um_per_px)
+        if slide is self.slide:
+            return self
+        x, y = (found / um_per_px for found in self.um_per_px)
+        return replace(
+            self,
+            slide=slide,
+            figures=scale_points(self.figures, (x, y)),
+            hard_negatives=scale_points(self.hard_negatives, (x, y)),
+            unclear=scale_points(self.unclear, (x, y)),
+            factor=(self.factor[0] * x, self.factor[1] * y),
+        )
+
+    def in_file(self, points: ArrayLike) -> NDArray[np.float32]:
+        """Points, float (N, 2) in px, in px of the file."""
+        return scale_points(points, (1 / self.factor[0], 1 / self.factor[1])) + np.array(self.corner, np.float32)
+
+    def from_file(self, points: ArrayLike) -> NDArray[np.float32]:
+        """The opposite of `in_file`."""
+        return scale_points(np.asarray(points) - self.corner, self.factor)
 
     @property
     def area_mm2(self) -> float:
-        return self.pixels.shape[0] * self.pixels.shape[1] * self.um_per_px[0] * self.um_per_px[1] / 1e6
+        return self.size[0] * self.size[1] * self.um_per_px[0] * self.um_per_px[1] / 1e6
 
 
-def read_fields(selections: Sequence[str | Path]) -> list[Field]:
-    """Read the fields of one or several folders.
+def scale_points(points: ArrayLike, factor: tuple[float, float]) -> NDArray[np.float32]:
+    """Where points of an image, float (N, 2) in px, are when it is scaled; a pixel's centre is at integers in both."""
+    return ((np.asarray(points, np.float32) + 0.5) * np.array(factor) - 0.5).astype(np.float32)
+
+
+def read_fields(
+    selections: Sequence[str | Path], split: Split | None = None, folds: Collection[str] = ()
+) -> list[Field]:
+    """Open the fields of one or several folders, and say so where reading windows of them will be dear.
 
     Args:
         selections: FOLDER, or FOLDER:CASE,CASE (only these), or FOLDER:-CASE,CASE (all but these). A CASE may hold *
             for any text; the case of an image without one is its name. COLUMN=VALUE chooses by another column of the
-            table (split=test).
+            table (split=test). Every crop of a folder of crops is a field with all the cells that lie in it.
+        split, folds: only the cases of these folds of a split.
 
     Raises:
-        UserError: no table, a column, an image or a case is missing, an unknown label.
+        UserError: no table, a column, an image or a case is missing, an unknown label, an image of another size than
+            its table says.
     """
-    fields = []
+    fields: list[Field] = []
     for selection in selections:
-        folder, images, figures = chosen_images(selection)
+        if holds_crops(split_selection(selection)[0]):
+            fields += map(_field_of_crop, read_crop_regions(selection, split, folds))
+            continue
+        folder, images, figures = chosen_images(selection, split, folds)
         by_image = dict(list(figures.groupby("image")))
-        fields += [_read_field(folder, row, by_image.get(row.image)) for row in images.itertuples()]
+        rows = tqdm(images.itertuples(), f"{folder.name}: opening", len(images), disable=None, leave=False)
+        fields += [_read_field(folder, row, by_image.get(row.image)) for row in rows]
+    _say_dear(fields)
     return fields
 
 
 def _read_field(folder: Path, row: Any, figures: pd.DataFrame | None) -> Field:
     """Of a row of images.csv and its rows of figures.csv."""
     path = folder / row.image
-    stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if stored is None:
-        raise UserError(f"{path}: cannot be read; copy the images again")
-    pixels = np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
-    factor = 1.0
-    spacing = float(row.um_per_px)
-    if abs(spacing / UM_PER_PX - 1) > RESAMPLED_FROM:
-        factor = spacing / UM_PER_PX
-        way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        pixels = np.asarray(cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=way), np.uint8)
-        spacing = UM_PER_PX
+    slide = OnDemandSlide(path, float(row.um_per_px))
+    said = getattr(row, "width", 0), getattr(row, "height", 0)
+    if all(said) and said != slide.size:
+        raise UserError(
+            f"{path}: {slide.size[0]} x {slide.size[1]} px, but its labels are for {said[0]} x {said[1]}; "
+            "give the image at its full size"
+        )
 
     def centres(label: str) -> NDArray[np.float32]:
         if figures is None:
             return _no_points()
-        return scale_points(figures[figures.label == label][["x", "y"]].to_numpy(np.float32), factor)
+        points = figures[figures.label == label][["x", "y"]].to_numpy(np.float32)
+        return points[((points >= 0) & (points < slide.size)).all(1)]
 
-    mitotic, others = map(centres, CLASSES)
-    source = folder.resolve().name
-    return Field(row.image, row.case, source, pixels, (spacing, spacing), mitotic, others, factor)
+    mitotic, others, unclear = map(centres, (*CLASSES, UNCLEAR))
+    beside = 0 if figures is None else len(figures) - len(mitotic) - len(others) - len(unclear)
+    if beside:
+        logger.warning("%s: labels outside the image, left out: %d", path, beside)
+    return Field(Path(row.image).name, row.case, folder.resolve().name, slide, mitotic, others, unclear)
 
 
-def scale_points(points: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """Where points of an image, float (N, 2) in px, are when it is scaled; a pixel's centre is at integers in both."""
-    return (points + 0.5) * factor - 0.5
+def _field_of_crop(crop: CropRegion) -> Field:
+    slide = OnDemandSlide(crop.path, crop.um_per_px, crop.part)
+    return Field(crop.name, crop.case, crop.source, slide, crop.figures, crop.hard_negatives, corner=crop.part[:2])
+
+
+def _say_dear(fields: Sequence[Field]) -> None:
+    """Warn once of images in strips or in one piece, when they are too many to stay decoded."""
+    dear = [each for each in fields if decoded_px(each) > DEAR_PX]
+    if sum(each.size[0] * each.size[1] * 3 for each in dear) > CACHE_BYTES:
+        example = max(dear, key=decoded_px)
+        logger.warning(
+            "%s: %d of %d images are in strips or in one piece: for a window of %d px, %.0f million pixels of the "
+            "first are decoded; put all into tiles once: python -m resources.data.retile DIR OUT",
+            *(example.name, len(dear), len(fields), WINDOW, decoded_px(example) / 1e6),
+        )
+
+
+def decoded_px(slide: Slide) -> int:
+    """Pixels that are decoded for a window, where nothing is kept."""
+    sides = [
+        min(side, -(-WINDOW // part) * part) if part > 1 else min(side, WINDOW)
+        for side, part in zip(slide.size, slide.segment, strict=True)
+    ]
+    return sides[0] * sides[1]
 
 
 def add_mined(fields: Sequence[Field], paths: Sequence[str | Path]) -> list[Field]:
@@ -152,8 +230,8 @@ def _with_hard_negatives(field: Field, points: Sequence[NDArray[np.float32]]) ->
     """A field with more hard negatives, those of `points` (px of the file) that are no cell it has."""
     hard_negatives = field.hard_negatives
     for stored in points:
-        point = scale_points(stored, field.factor)
-        away = (np.concatenate([field.figures, hard_negatives]) - point) * field.um_per_px
-        if (np.hypot(*away.T) > MATCH_UM).all():
+        point = field.from_file(stored)
+        cells = np.concatenate([field.figures, hard_negatives, field.unclear])
+        if (np.hypot(*((cells - point) * field.um_per_px).T) > MATCH_UM).all():
             hard_negatives = np.concatenate([hard_negatives, point[None]])
     return replace(field, hard_negatives=hard_negatives)

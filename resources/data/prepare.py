@@ -7,9 +7,8 @@
 `midog25` is the challenge's own training set for Track 2: its table and a folder with the crops that it names (see
 `midog25.py`). It becomes `labels.csv` and `crops/`.
 
-`midogpp` (MIDOG++) and `slide-runner` (MITOS_WSI_CCMCT, MITOS_WSI_CMC) are for Track 1: regions and whole slides are
-cut into tiles, with the labels in `images.csv` and `figures.csv` (see `cut.py`). A killed run goes on when the same
-command is given again.
+`midogpp` (MIDOG++) and `slide-runner` (MITOS_WSI_CCMCT, MITOS_WSI_CMC) are for Track 1: regions and whole slides stay
+where and as they are, and become two tables, `images.csv` and `figures.csv` (see `whole_images.py`).
 """
 
 import argparse
@@ -43,28 +42,19 @@ def midog25(arguments: argparse.Namespace) -> None:
 
 
 def midogpp(arguments: argparse.Namespace) -> None:
-    """Cut MIDOG++'s regions into tiles."""
-    from resources.data.cut import cut  # here, because Track 2's table needs no reader of slides
+    """Tables of MIDOG++'s regions."""
     from resources.data.midogpp import read_midogpp
+    from resources.data.whole_images import write_tables  # here, because Track 2's table needs no reader of slides
 
-    images, figures = read_midogpp(arguments.json)
-    cut(images, figures, arguments.images, arguments.out, arguments.negatives, arguments.mpp)
+    write_tables(*read_midogpp(arguments.json), arguments.images, arguments.out, arguments.mpp)
 
 
 def slide_runner(arguments: argparse.Namespace) -> None:
-    """Cut the whole slides of a SlideRunner database into tiles."""
-    from resources.data.cut import cut
+    """Tables of the whole slides of a SlideRunner database."""
     from resources.data.slide_runner import read_slide_runner
+    from resources.data.whole_images import write_tables
 
-    images, figures = read_slide_runner(arguments.database)
-    cut(images, figures, arguments.slides, arguments.out, arguments.negatives, arguments.mpp)
-
-
-def count(text: str) -> int:
-    """A whole number, 0 or more, from the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: a whole number, 0 or more, expected")
-    return int(text)
+    write_tables(*read_slide_runner(arguments.database), arguments.slides, arguments.out, arguments.mpp)
 
 
 def spacing(text: str) -> float:
@@ -120,21 +110,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--slides", type=Path, required=True, metavar="DIR", help="folder of the .svs files that the database names"
     )
     slides.set_defaults(prepare=slide_runner)
-    for tiles in (regions, slides):
-        tiles.add_argument(
+    for each in (regions, slides):
+        each.add_argument(
             "--out",
             type=Path,
             required=True,
             metavar="DIR",
-            help="folder for images.csv, figures.csv and images/; new, or of a killed run of the same command",
+            help="new folder for images.csv and figures.csv",
         )
-        tiles.add_argument(
-            "--negatives",
-            type=count,
-            metavar="N",
-            help="tiles without labels to keep of each image; without it as many as with labels, and at least 4",
-        )
-        tiles.add_argument(
+        each.add_argument(
             "--mpp",
             type=spacing,
             default=0.25,

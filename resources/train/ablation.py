@@ -22,11 +22,12 @@ from msgspec.structs import replace
 from midog.engine.weights import choose_device
 from midog.errors import UserError, exit_code
 from midog.system import System, find_system, load_system, model_folder, read_system
-from resources.data.fields import UM_PER_PX, read_fields
+from resources.data.fields import read_fields
 from resources.train.kit.export import set_operating_point, write_model
 
 VIEWS = (2, 4, 8)
-PATCHES = (64, 112, 128, 256)  # px at .25 um/px
+PATCHES = (64, 112, 128, 256)  # px
+UM_PER_PX = 0.25  # of these
 SEEN = 7 / 8  # of a patch's side
 SCALED = 2  # a patch's side over that of training
 

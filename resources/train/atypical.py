@@ -22,10 +22,9 @@ from resources.data.crops import read_crops
 from resources.train.kit.arguments import parser_of, tables_sha256
 from resources.train.kit.export import export_folds
 from resources.train.kit.out_of_fold import folds_of, predict_held_out, train_fold
-from resources.train.kit.pretrained import record_pretrained
 from resources.train.kit.recipes import read_plan
 from resources.train.kit.run import commit, join_processes, prepare_out
-from resources.train.kit.subtypes import AtypicalRecipe, split_folds, subclass_names
+from resources.train.kit.subtypes import AtypicalRecipe, split_folds, start_of, subclass_names
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,9 +32,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders with labels.csv and crops/")
     parser.add_argument("--folds", default="0,1,2,3,4", metavar="K,K", help="which to train and export (%(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N crops only, to try things out")
-    parser.add_argument(
-        "--pretrained", metavar="FILE", help="weights with timm's names to start from instead of the recipe's, or none"
-    )
     return parser.parse_args(argv)
 
 
@@ -45,8 +41,9 @@ def train(argv: Sequence[str] | None) -> None:
     recipe, out = plan.training, arguments.out
     folds = folds_of(arguments.folds, recipe.folds)
     processes, device = join_processes(choose_device(arguments.device))
-    pretrained = record_pretrained(arguments.pretrained, recipe.pretrained)
     crops = read_crops(arguments.data, arguments.limit)
+    names = subclass_names(crops, recipe)
+    start, pretrained = start_of(plan.classifier, recipe, len(names), arguments.pretrained)
     numbers = split_folds(crops, recipe)
     if processes.is_first:
         record = {"data": arguments.data, "tables": {each: tables_sha256(Path(each)) for each in arguments.data}}
@@ -54,14 +51,13 @@ def train(argv: Sequence[str] | None) -> None:
         prepare_out(out, arguments.resume, record | {"plan": plan.as_yaml()})
     processes.wait()
     for fold in folds:
-        train_fold(plan, crops, numbers, fold, arguments.pretrained, out / f"fold{fold}", device, processes)
+        train_fold(plan, crops, numbers, fold, start, out / f"fold{fold}", device, processes)
     processes.end()
     if not processes.is_first:
         return
     for fold in folds:
         predict_held_out(plan, crops, numbers, fold, out / f"fold{fold}", device)
     calibration, metrics = evaluate_held_out(out, folds)
-    names = subclass_names(crops, recipe)
     export_folds(
         out / "model" / plan.system.system,
         plan,

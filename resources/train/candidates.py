@@ -19,14 +19,14 @@ import msgspec
 
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
-from midog.system import load_system
+from midog.system import Made, load_system
 from resources.train.kit.arguments import add_data_arguments, parser_of, read_training_data, record_of, sources_of
 from resources.train.kit.export import export_two_stages
 from resources.train.kit.loop import Loop
-from resources.train.kit.proposals import Proposer, crops_as_fields, read_proposals, store
+from resources.train.kit.proposals import Proposer, fields_seen, read_proposals, store
 from resources.train.kit.recipes import read_plan
-from resources.train.kit.run import join_processes, prepare_out
-from resources.train.kit.second_stage import CandidateRecipe, CandidateTask
+from resources.train.kit.run import commit, join_processes, prepare_out
+from resources.train.kit.second_stage import CandidateRecipe, Candidates, CandidateTask, start_classifier
 
 logger = logging.getLogger("resources.train.candidates")
 
@@ -47,30 +47,35 @@ def train(argv: Sequence[str] | None) -> None:
     plan = read_plan(arguments.system, "candidates", CandidateRecipe, arguments.changes, arguments.seed)
     part, recipe, threshold = plan.classifier, plan.training, plan.detector.score_threshold
     stage1 = load_system(arguments.detector)
+    assert stage1.detector is not None
+    network, pretrained = start_classifier(part, recipe, arguments.pretrained)
     processes, device = join_processes(choose_device(arguments.device))
     data = read_training_data(arguments)
-    record = record_of(arguments) | {"detector": msgspec.to_builtins(stage1.detector), "plan": plan.as_yaml()}
+    fields = fields_seen([*data.fields, *data.crops], stage1.detector, part)
+    held_out = fields_seen(data.validation, stage1.detector, part)
+    record = record_of(arguments) | {"detector": msgspec.to_builtins(stage1.detector)}
+    record |= {"pretrained": msgspec.to_builtins(pretrained), "plan": plan.as_yaml()}
     if processes.is_first:
         prepare_out(arguments.out, arguments.resume, record)
-        learnt = Proposer(stage1, part, recipe.score_threshold, device)
-        crops = crops_as_fields(data.crops)
-        store(arguments.out / TRAINING, lambda: learnt.gather(data.fields) + learnt.gather(crops, are_crops=True))
-        # Validation is what inference sees: candidates from the system's own threshold on.
-        seen = Proposer(stage1, part, threshold, device)
-        store(arguments.out / VALIDATION, lambda: seen.gather(data.validation, with_missed=False))
+        learnt = Proposer(stage1, recipe.score_threshold, device)
+        store(arguments.out / TRAINING, lambda: learnt.gather(fields, as_inference=False))
+        seen = Proposer(stage1, threshold, device)
+        store(arguments.out / VALIDATION, lambda: seen.gather(held_out, as_inference=True))
     processes.wait()
     training, validation = (read_proposals(arguments.out / name) for name in (TRAINING, VALIDATION))
-    truths = sum(len(field.figures) for field in data.validation)
+    candidates = Candidates(fields, training), Candidates(held_out, validation)
+    task = CandidateTask(network, part, recipe, *candidates, len(data.fields), device, processes)
     logger.info(
-        "training crops %d, mitotic figures %d; validation candidates %d, of which %d of %d mitotic figures",
-        *(len(training.labels), training.labels.sum(), len(validation.labels), validation.labels.sum(), truths),
+        "training candidates %d, mitotic figures %d; validation candidates %d, of which %d of %d mitotic figures",
+        *(len(training), training.labels.sum(), len(validation), validation.labels.sum(), task.truths),
     )
-    task = CandidateTask(part, recipe, training, validation, truths, device, processes)
     (state,) = Loop(task, recipe, arguments.out, device, processes, "stage 2").run()
     if processes.is_first:
         folder = arguments.out / "model" / plan.system.system
-        judge = partial(task.judge, views=part.views)
-        export_two_stages(folder, plan, stage1, state, sources_of(arguments), judge)
+        made = Made(
+            code=commit(), data=sources_of(arguments), pretrained={"classifier": pretrained} if pretrained else {}
+        )
+        export_two_stages(folder, plan, stage1, state, made, partial(task.judge, views=part.views))
     processes.end()
 
 

@@ -28,9 +28,10 @@ from midog.detections import Detections
 from midog.engine.two_stages import SystemDetector
 from midog.engine.weights import choose_device
 from midog.errors import UserError, exit_code
+from midog.evaluation.tables import CLASSES
 from midog.files import check_writable, write_file
 from midog.system import find_system, model_folder
-from resources.data.fields import CLASSES, MINED_COLUMNS, Field, read_fields, scale_points
+from resources.data.fields import MINED_COLUMNS, Field, read_fields
 
 MinedRow = tuple[str, str, float, float, str, float]
 
@@ -51,9 +52,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def mined_from(field: Field, found: Detections, box_um: float) -> list[MinedRow]:
     """The detections (px of the field) that are no labelled mitotic figure: the values of `MINED_COLUMNS` of each."""
     rows: list[MinedRow] = []
+    cells = np.concatenate([field.figures, field.unclear])
     for centre, score in zip(found.centres, found.scores, strict=True):
-        if (np.hypot(*((field.figures - centre) * field.um_per_px).T) > box_um).all():
-            x, y = (round(float(each), 2) for each in scale_points(centre, 1 / field.factor))
+        if (np.hypot(*((cells - centre) * field.um_per_px).T) > box_um).all():
+            x, y = (round(float(each), 2) for each in field.in_file(centre))
             rows.append((field.source, field.name, x, y, CLASSES[1], round(float(score), 4)))
     return rows
 

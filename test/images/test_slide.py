@@ -6,17 +6,20 @@ import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import imagecodecs
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from midog.errors import UserError
 from midog.images import level
-from midog.images.slide import ArraySlide, at_spacing, open_slide
+from midog.images.slide import ArraySlide, at_spacing, open_slide, reflected
 from resources.data.fields import read_fields
 
 SLIDES = ROOT.parent / "shared" / "data" / "slides"
@@ -205,6 +208,55 @@ def test_any_place_is_read_with_white_around(picture, place):
     assert (ArraySlide(picture).read_padded(400, -50, 6, 4, fill=7) == np.full((4, 6, 3), 7)).all()
 
 
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    place=st.tuples(st.integers(-40, 40), st.integers(-40, 40), st.integers(1, 40), st.integers(1, 40)),
+)
+def test_any_place_is_read_mirrored_as_numpy_and_opencv_mirror_it(size, place):
+    (height, width), (x, y, wide, high) = size, place
+    pixels = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+    got = ArraySlide(pixels).read_reflected(*place)
+    assert (got.shape, got.dtype) == ((high, wide, 3), np.uint8)
+    for mirrored in (
+        np.pad(pixels, ((80, 80), (80, 80), (0, 0)), mode="reflect"),
+        cv2.copyMakeBorder(pixels, 80, 80, 80, 80, cv2.BORDER_REFLECT_101),
+    ):
+        np.testing.assert_array_equal(got, mirrored[y + 80 : y + 80 + high, x + 80 : x + 80 + wide])
+
+
+@given(st.lists(st.integers(-10_000, 10_000)), st.integers(1, 3000))
+def test_a_mirrored_axis_is_opencv_s(index, side):
+    expected = [cv2.borderInterpolate(each, side, cv2.BORDER_REFLECT_101) for each in index]
+    assert reflected(np.array(index, np.int64), side).tolist() == expected
+
+
+def test_no_more_than_a_mirrored_place_needs_is_read(picture):
+    """Beyond the lower right corner, from a slide that tells what it reads."""
+    read = []
+
+    class Telling(ArraySlide):
+        def _read(self, *place):
+            read.append(place)
+            return super()._read(*place)
+
+    Telling(picture).read_reflected(297, 206, 30, 15)
+    assert read == [(286, 200, 21, 11)]
+
+
+def test_files_can_share_a_cache(tmp_path, picture, opened):
+    """Of half of one file's pixels: each gets its own, and what is kept stays below the limit."""
+    cache = level.Cache(picture.nbytes // 2)
+    slides = []
+    for number in range(3):
+        path = tmp_path / f"{number}.tif"
+        tifffile.imwrite(path, picture + np.uint8(number), photometric="rgb", compression="lzw", tile=(64, 64), **TAGS)
+        slides.append(opened(path, cache=cache)[0])
+    for x in (0, 100, 200, 0):
+        for number, slide in enumerate(slides):
+            np.testing.assert_array_equal(slide.read(x, 9, 90, 80), picture[9:89, x : x + 90] + np.uint8(number))
+            assert sum(each.nbytes for each in cache._kept.values()) <= cache.limit
+
+
 def test_ome_tiff_of_three_grey_pages(tmp_path, picture, opened):
     planes = np.moveaxis(picture, -1, 0)
     tifffile.imwrite(tmp_path / "a.ome.tif", planes, photometric="minisblack", tile=(64, 64), metadata={"axes": "CYX"})
@@ -334,12 +386,11 @@ def test_a_near_spacing_passes_through(tmp_path, picture, opened):
 
 
 @pytest.mark.parametrize("layout", [{"tile": (64, 64)}, {"rowsperstrip": 16}])
-def test_reading_in_rows_decodes_each_segment_once(tmp_path, monkeypatch, layout, opened):
+def test_reading_in_rows_decodes_each_segment_once(tmp_path, layout, opened):
     width, height, tile = 1024, 1024, 128
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="lzw", **layout, **TAGS)
-    monkeypatch.setattr(level, "CACHE_BYTES", 256 * width * 3)
-    slide, _ = opened(tmp_path / "a.tif")
+    slide, _ = opened(tmp_path / "a.tif", cache=level.Cache(256 * width * 3))
     grid = slide._image.levels[0]
     decode, decoded = grid._decode, []
     grid._decode = lambda index: decoded.append(index) or decode(index)
@@ -373,11 +424,10 @@ def write_wide(path, side, tile=512):
     path.write_bytes(data)
 
 
-def test_a_slide_of_60000_px_in_bounded_memory(tmp_path, monkeypatch, opened):
-    monkeypatch.setattr(level, "CACHE_BYTES", 16 << 20)
+def test_a_slide_of_60000_px_in_bounded_memory(tmp_path, opened):
     write_wide(tmp_path / "a.tif", 60_000)
     tracemalloc.start()
-    slide, warnings = opened(tmp_path / "a.tif")
+    slide, warnings = opened(tmp_path / "a.tif", cache=level.Cache(16 << 20))
     assert slide.size == (60_000, 60_000)
     for x in range(0, 60_000 - 640, 6_000):
         assert np.abs(slide.read(x, 59_000, 640, 640).astype(int) - 200).max() < 3

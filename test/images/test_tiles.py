@@ -37,15 +37,15 @@ def test_grid_by_hand():
     assert len(grid(7215, 5412)) == 18 * 13
 
 
-def test_tiles_are_padded_with_white():
+def test_tiles_are_mirrored_beyond_the_image():
     slide = ArraySlide(np.arange(30 * 40 * 3, dtype=np.uint16).astype(np.uint8).reshape(30, 40, 3))
     assert np.array_equal(read_tile(slide, 3, 5, (16, 12)), slide.pixels[5:17, 3:19])
     tile = read_tile(slide, 32, 20, (16, 14))
     assert tile.shape == (14, 16, 3)
     assert tile.dtype == np.uint8
     assert np.array_equal(tile[:10, :8], slide.pixels[20:, 32:])
-    assert np.all(tile[10:] == 255)
-    assert np.all(tile[:, 8:] == 255)
+    assert np.array_equal(tile[:10, 8:], slide.pixels[20:, 38:30:-1])
+    assert np.array_equal(tile[10:, :8], slide.pixels[28:24:-1, 32:])
 
 
 def test_what_is_no_tissue():

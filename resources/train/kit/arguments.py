@@ -5,11 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from midog.errors import UserError
+from midog.evaluation.splits import Split, read_split
 from midog.system import DataSource
-from resources.data.crops import read_crops
 from resources.data.fields import Field, add_mined, read_fields
 from resources.train.kit.export import data_sources
 from resources.train.kit.recipes import systems_of
@@ -17,9 +15,10 @@ from resources.train.kit.run import given_sha256
 
 logger = logging.getLogger(__name__)
 
-CROP_PX = 128
+TRAIN, VALIDATION, TEST = "train", "validation", "test"  # names of a split's folds
 FIELDS_HELP = (
-    "folders of labelled fields, see docs/DATA.md. DIR:CASE,CASE is only these cases, DIR:-CASE all but this one, "
+    "folders of labelled fields, regions, slides or crops, see docs/DATA.md. DIR:CASE,CASE is only these cases, "
+    "DIR:-CASE all but this one, "
     "DIR:COLUMN=VALUE those with this value in another column of the table; * stands for any text"
 )
 
@@ -38,6 +37,12 @@ def parser_of(description: str, script: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="for checkpoints, log and the system")
     parser.add_argument("--resume", action="store_true", help="go on where OUT was left, with the same options")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
+    parser.add_argument(
+        "--pretrained",
+        metavar="NAME|FILE",
+        help="weights to start from, instead of the recipe's: a name (of timm; coco for rtmdet and yolo11), a file, "
+        "or none",
+    )
     parser.add_argument(
         "--set",
         nargs="*",
@@ -72,16 +77,45 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="DIR",
-        help="folders of labelled crops with a figure in the middle",
+        help="folders of labelled crops, of which parts are pasted into tissue of --data",
     )
     parser.add_argument(
         "--validation",
         nargs="+",
         action="extend",
-        required=True,
+        default=[],
         metavar="DIR[:CASE,CASE]",
         help="labelled fields, as --data, that choose the epoch and the operating point",
     )
+    add_split_arguments(parser)
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """A split of the data, as a file."""
+    parser.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE.csv",
+        help="what python -m resources.data.split wrote, instead of --validation: training is all folds but --fold "
+        f"and {TEST!r}",
+    )
+    parser.add_argument("--fold", default=VALIDATION, metavar="NAME", help="of the split, to validate on (%(default)s)")
+
+
+def chosen_folds(arguments: argparse.Namespace) -> tuple[Split | None, list[str], list[str]]:
+    """The split of `add_split_arguments`, the folds to train on and the fold to validate on.
+
+    Raises:
+        UserError: it cannot be read, or there is nothing to train or to validate on.
+    """
+    if not arguments.split:
+        return None, [], []
+    split = read_split(arguments.split)
+    split.check([arguments.fold])
+    training = [name for name in split.names if name not in (arguments.fold, TEST)]
+    if not training:
+        raise UserError(f"{arguments.split}: no fold is left to train on beside {arguments.fold}; make another split")
+    return split, training, [arguments.fold]
 
 
 class TrainingData(NamedTuple):
@@ -90,36 +124,40 @@ class TrainingData(NamedTuple):
     Attributes:
         fields: with what was mined.
         validation: fields.
-        crops: uint8 (M, 128, 128, 3).
-        crop_sets, crop_cases: str (M,), of each crop.
+        crops: those with a figure.
     """
 
     fields: list[Field]
     validation: list[Field]
-    crops: NDArray[np.uint8]
-    crop_sets: list[str]
-    crop_cases: list[str]
+    crops: list[Field]
+
+    def at(self, um_per_px: float) -> "TrainingData":
+        """All of them at a spacing."""
+        return TrainingData(*([each.at(um_per_px) for each in fields] for fields in self))
 
 
 def read_training_data(arguments: argparse.Namespace) -> TrainingData:
     """Read what `add_data_arguments` names, and say in a line what it is."""
     logger.info("reading %s", " ".join([*arguments.data, *arguments.crops, *arguments.validation]))
-    fields, validation = add_mined(read_fields(arguments.data), arguments.mined), read_fields(arguments.validation)
-    crops = np.zeros((0, CROP_PX, CROP_PX, 3), np.uint8)
-    sets: list[str] = []
-    cases: list[str] = []
-    if arguments.crops:
-        read = read_crops(arguments.crops, both_classes=False)
-        crops = np.ascontiguousarray(read.images.permute(0, 2, 3, 1).numpy())
-        sets, cases = [file.partition("/")[0] for file in read.files], list(read.cases)
-    learnt, held_out = (sum(len(each.figures) for each in group) for group in (fields, validation))
+    split, training, held_out = chosen_folds(arguments)
+    if bool(split) == bool(arguments.validation):
+        raise UserError("either --split FILE or --validation DIR expected, which choose the epoch and the threshold")
+    fields = add_mined(read_fields(arguments.data, split, training), arguments.mined)
+    validation = read_fields(arguments.data, split, held_out) if split else read_fields(arguments.validation)
+    crops = [each for each in read_fields(arguments.crops, split, training) if len(each.figures)]
+    for group, name in ((fields, "to train on"), (validation, "to validate on")):
+        if not any(len(each.figures) for each in group):
+            raise UserError(
+                f"{' '.join(arguments.data)}: no mitotic figure {name}; choose other cases or another split"
+            )
+    learnt, judged = (sum(len(each.figures) for each in group) for group in (fields, validation))
     logger.info(
         "training fields %d with %d mitotic figures and %d hard negatives, crops %d; "
         "validation fields %d with %d mitotic figures",
         *(len(fields), learnt, sum(len(each.hard_negatives) for each in fields), len(crops)),
-        *(len(validation), held_out),
+        *(len(validation), judged),
     )
-    return TrainingData(fields, validation, crops, sets, cases)
+    return TrainingData(fields, validation, crops)
 
 
 def record_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,9 +167,17 @@ def record_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "data": arguments.data,
         "crops": arguments.crops,
         "validation": arguments.validation,
+        "split": split_record(arguments),
         "tables": {folder: tables_sha256(Path(folder)) for folder in sorted(folders)},
         "mined": [{"file": path, "sha256": given_sha256(Path(path), "--mined")} for path in arguments.mined],
     }
+
+
+def split_record(arguments: argparse.Namespace) -> dict[str, str] | None:
+    """What `add_split_arguments` names, for `prepare_out`."""
+    if not arguments.split:
+        return None
+    return {"sha256": given_sha256(arguments.split, "--split"), "fold": arguments.fold}
 
 
 def tables_sha256(folder: Path) -> dict[str, str]:
@@ -141,4 +187,5 @@ def tables_sha256(folder: Path) -> dict[str, str]:
 
 def sources_of(arguments: argparse.Namespace) -> tuple[DataSource, ...]:
     """What `add_data_arguments` names, as model.yaml tells it."""
-    return data_sources(arguments.data, arguments.mined, arguments.crops)
+    split, training, _ = chosen_folds(arguments)
+    return data_sources(arguments.data, arguments.mined, arguments.crops, split, training)

@@ -4,25 +4,23 @@ Marzahl and Napora, "A bag of tricks for real-time Mitotic Figure detection", ar
 cosine, averages at several rates, and all of these "saved at the point of lowest validation loss" as members.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from midog.engine.boxes import merge_near
 from midog.engine.detector import NetworkDetector, find_candidates
+from midog.engine.two_stages import merge
 from midog.engine.weights import choose_device
 from midog.errors import UserError
-from midog.evaluation.metrics import MATCH_UM
 from midog.models import DETECTORS, build
-from midog.system import Detector, NotNegative, TileSide
+from midog.system import Detector, Made, NotNegative, TileSide
 from resources.data.fields import Field
 from resources.train.kit.arguments import (
     TrainingData,
@@ -35,10 +33,12 @@ from resources.train.kit.arguments import (
 from resources.train.kit.augment import jitter_contrast, jitter_stain
 from resources.train.kit.export import curve_on, export_detector
 from resources.train.kit.loop import Loop, memory_format_of, training_precision
+from resources.train.kit.pretrained import load_start
 from resources.train.kit.recipes import Count, LoopRecipe, read_plan
-from resources.train.kit.run import Processes, StateDict, join_processes, prepare_out, seed_everything
+from resources.train.kit.run import Processes, StateDict, commit, join_processes, prepare_out, seed_everything
 from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Source
 from resources.train.kit.tiles import TileAugmentation, TileDataset, collate
+from resources.train.kit.workers import batches_of
 
 VALIDATION_THRESHOLD = 0.05  # of the score of what average precision counts
 
@@ -78,7 +78,7 @@ class DetectorTask:
         loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px) -> scalar.
         recipe: `DetectorRecipe`.
         part: of the system: how whole fields are searched.
-        data: what is learnt from and validated on.
+        data: what is learnt from and validated on, in the files' own pixels.
         device: torch.device.
         processes: of torchrun.
     """
@@ -94,46 +94,47 @@ class DetectorTask:
         processes: Processes,
     ) -> None:
         self.network, self.recipe, self.part, self.device, self.processes = network, recipe, part, device, processes
-        self.compute_loss, self.fields = loss, data.validation
+        self.compute_loss = loss
+        data = data.at(part.um_per_px)
+        self.fields = data.validation
+        check_window(recipe.tile, [*data.fields, *data.crops])
         self.layout = memory_format_of(network)
         self.steps_an_epoch = recipe.steps_an_epoch
         self.criterion: str = recipe.criterion
         self.highest = recipe.criterion == "average_precision"
-        self.forward_batch = recipe.batch // recipe.accumulate
-        mosaics = recipe.augmentation.mosaic_epochs * recipe.steps_an_epoch * recipe.batch
-        sampler: BalancedSampler | FixedFractionSampler
-        if recipe.sampling == "balanced":
-            sampler = BalancedSampler(data.fields, data.crop_sets, data.crop_cases)
-        else:
-            sampler = FixedFractionSampler(data.fields, len(data.crops), recipe.sampling)
-        self.tiles = TileDataset(
-            data.fields, data.crops, recipe.tile, sampler, recipe.augmentation, recipe.seed, mosaics
-        )
+        self.accumulate = recipe.accumulate
+        self.tiles = training_tiles(recipe, part, data)
         held_out = data.validation
         self.held_out = TileDataset(
-            held_out, data.crops[:0], recipe.tile, BalancedSampler(held_out), TileAugmentation(), recipe.seed
+            held_out, [], recipe.tile, part.box_um, BalancedSampler(held_out), TileAugmentation(), recipe.seed
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Images float (N, 3, H, W) in [0, 1] with each one's boxes, float (K, 4) px, from a step on to the last."""
-        recipe, (rank, world) = self.recipe, (self.processes.rank, self.processes.world)
-        stop = recipe.epochs * recipe.steps_an_epoch * recipe.batch
-        loader = DataLoader(
-            self.tiles,
-            self.forward_batch // world,
-            sampler=range(step * recipe.batch + rank, stop, world),
-            num_workers=min(8, os.cpu_count() or 1),
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-        )
-        for number, batch in enumerate(loader):
-            if number % recipe.accumulate == 0:
-                seed_everything(recipe.seed, step + number // recipe.accumulate, *([rank] if rank else []))
+        recipe, rank = self.recipe, self.processes.rank
+        numbers = range(step * self.accumulate, recipe.epochs * recipe.steps_an_epoch * self.accumulate)
+        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
+        for number, batch in zip(numbers, made, strict=True):
+            if number % self.accumulate == 0:
+                seed_everything(recipe.seed, number // self.accumulate, *([rank] if rank else []))
             images, truths = self._prepare(batch)
             strength = recipe.augmentation
             images = jitter_stain(images, strength.stain) if strength.stain else images
             images = jitter_contrast(images, strength.contrast) if strength.contrast else images
             yield images, truths
+
+    def _drawn(self, number: int) -> Batch:
+        """The tiles of a forward."""
+        size = self.recipe.batch // self.accumulate
+        first = number * size
+        return collate(
+            [self.tiles[each] for each in range(first, first + size)[self.processes.rank :: self.processes.world]]
+        )
+
+    def _drawn_to_validate(self, number: int) -> Batch:
+        size = self.recipe.batch // self.accumulate
+        stop = min((number + 1) * size, self.recipe.validation_tiles)
+        return collate([self.held_out[each] for each in range(number * size, stop)])
 
     def _prepare(self, batch: Batch) -> Batch:
         images, truths = batch
@@ -160,21 +161,49 @@ class DetectorTask:
 
     def _loss_on_tiles(self, member: nn.Module) -> float:
         total, tiles = 0.0, self.recipe.validation_tiles
-        for start in range(0, tiles, self.forward_batch):  # drawn anew: 1,000 large tiles would not stay in memory
-            numbers = range(start, min(start + self.forward_batch, tiles))
-            batch = self._prepare(collate([self.held_out[number] for number in numbers]))
-            total += self.loss(member, batch).item() * len(numbers)
+        forwards = -(-tiles // (self.recipe.batch // self.accumulate))
+        for batch in batches_of(self._drawn_to_validate, range(forwards), self.device.type == "cuda"):
+            images, truths = self._prepare(batch)  # drawn anew: 1,000 large tiles would not stay in memory
+            total += self.loss(member, (images, truths)).item() * len(images)
         return total / tiles
 
     def _search(self, member: nn.Module, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The candidates of a whole field, as inference finds and merges them."""
         detector = NetworkDetector(member, VALIDATION_THRESHOLD, self.part.nms_iou)
         boxes, scores = find_candidates(field, detector, self.part.tile, self.part.overlap, self.device)
-        kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
+        kept = merge(self.part.merge, boxes, scores, field.um_per_px)
         return boxes[kept], scores[kept]
 
     def weights(self, member: nn.Module) -> StateDict:
         """All of them."""
         return member.state_dict()
+
+
+def training_tiles(recipe: DetectorRecipe, part: Detector, data: TrainingData) -> TileDataset:
+    """The tiles that a recipe learns from, of fields and crops at the detector's um per pixel."""
+    sampler: BalancedSampler | FixedFractionSampler
+    if recipe.sampling == "balanced":
+        sampler = BalancedSampler(data.fields, data.crops)
+    else:
+        sampler = FixedFractionSampler(data.fields, len(data.crops), recipe.sampling)
+    mosaics = recipe.augmentation.mosaic_epochs * recipe.steps_an_epoch * recipe.batch
+    return TileDataset(
+        data.fields, data.crops, recipe.tile, part.box_um, sampler, recipe.augmentation, recipe.seed, mosaics
+    )
+
+
+def check_window(tile: Sequence[int], fields: Sequence[Field]) -> None:
+    """Make sure that a tile is no larger than every field.
+
+    Raises:
+        UserError: else.
+    """
+    width, height = (max(each.size[axis] for each in fields) for axis in (0, 1))
+    if tile[0] > width or tile[1] > height:
+        raise UserError(
+            f"tile {tile[0]} x {tile[1]} px: no image is as large, the largest are {width} px wide and {height} px "
+            "high; give a smaller one with --set training.detector.tile=[256,256], or other --data"
+        )
 
 
 def train_detector(
@@ -206,16 +235,21 @@ def train_detector(
     except (TypeError, ValueError) as error:
         raise UserError(f"{arguments.system}: {script} refuses its options ({error}); mend them") from None
     prepare(network)
+    pretrained = load_start(network, script, part.options, arguments.pretrained, recipe.pretrained)
     processes, device = join_processes(choose_device(arguments.device))
     if recipe.batch % (recipe.accumulate * processes.world):
         raise UserError(f"{arguments.system}: batch {recipe.batch} does not divide over {processes.world} processes")
     data = read_training_data(arguments)
     if processes.is_first:
-        prepare_out(arguments.out, arguments.resume, record_of(arguments) | {"plan": plan.as_yaml()})
+        record = record_of(arguments) | {"pretrained": msgspec.to_builtins(pretrained), "plan": plan.as_yaml()}
+        prepare_out(arguments.out, arguments.resume, record)
     processes.wait()
     task = DetectorTask(network, losses[recipe.loss](), recipe, part, data, device, processes)
     states = Loop(task, recipe, arguments.out, device, processes, script).run()
     if processes.is_first:
         folder = arguments.out / "model" / plan.system.system
-        export_detector(folder, plan, states, sources_of(arguments), data.validation, device)
+        made = Made(
+            code=commit(), data=sources_of(arguments), pretrained={"detector": pretrained} if pretrained else {}
+        )
+        export_detector(folder, plan, states, made, data.validation, device)
     processes.end()

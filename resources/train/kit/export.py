@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from midog.calibration import Calibration, shift_to_half
 from midog.engine.two_stages import SystemDetector
 from midog.engine.weights import load_network
 from midog.evaluation.metrics import MATCH_UM, detection_curve
-from midog.evaluation.tables import read_tables, select_images
-from midog.files import sha256_of, write_with, write_yaml
+from midog.evaluation.splits import Split
+from midog.evaluation.tables import holds_crops, read_crop_table, read_tables, select_images, split_selection
+from midog.files import sha256_of, write_file, write_yaml
 from midog.models import CLASSIFIERS, classifier_options
 from midog.system import (
     ClassifierWeights,
@@ -33,20 +34,20 @@ from midog.system import (
 )
 from resources.data.fields import Field
 from resources.train.kit.recipes import Plan
-from resources.train.kit.run import StateDict, commit, given_sha256
+from resources.train.kit.run import StateDict, given_sha256
 
 logger = logging.getLogger(__name__)
 
 
 def save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> str:
     """Write a state dict as fp16 safetensors, whole or not at all; the file's sha256."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     stored = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in weights.items()
     }
-    write_with(path, lambda part: save_file(stored, part))
+    write_file(path, save(stored))
     path.chmod(0o644)
     return sha256_of(path)
 
@@ -57,29 +58,37 @@ def write_model(folder: Path, system: System) -> System:
     return load_system(folder)
 
 
-def data_sources(data: Iterable[str], mined: Iterable[str] = (), crops: Iterable[str] = ()) -> tuple[DataSource, ...]:
+def data_sources(
+    data: Iterable[str],
+    mined: Iterable[str] = (),
+    crops: Iterable[str] = (),
+    split: Split | None = None,
+    folds: Collection[str] = (),
+) -> tuple[DataSource, ...]:
     """What a run learns from, as model.yaml tells it.
 
     Args:
         data: strings as `resources.data.fields.read_fields` takes them.
         mined: paths of lists of hard negatives; each set tells the sha256 of those that lie in it.
         crops: folders of crops.
+        split, folds: only the cases of these folds of a split.
     """
     lists: dict[str, list[str]] = {}
     for path in map(Path, mined):
         for name in set(pd.read_csv(path, dtype={"set": str}).set):
             lists.setdefault(name, []).append(given_sha256(path, "--mined"))
-    sources = [_source_of(selection) for selection in data]
-    sources = [replace(each, mined_sha256=",".join(sorted(lists.get(each.set, [])))) for each in sources]
-    return (*sources, *(DataSource(set=Path(folder).resolve().name) for folder in crops))
+    sources = [_source_of(selection, split, folds) for selection in (*data, *crops)]
+    return tuple(replace(each, mined_sha256=",".join(sorted(lists.get(each.set, [])))) for each in sources)
 
 
-def _source_of(selection: str) -> DataSource:
-    folder, _, cases = selection.partition(":")
-    name = Path(folder).resolve().name
-    if "=" in cases:  # chosen by another column: told by the cases that this means
-        images = select_images(read_tables(Path(folder))[0], cases, selection)
-        return DataSource(set=name, cases=tuple(sorted(set(images.case))))
+def _source_of(selection: str, split: Split | None, folds: Collection[str]) -> DataSource:
+    folder, cases = split_selection(selection)
+    name = folder.resolve().name
+    if "=" in cases or split:  # chosen by another column or a split: told by the cases that this means
+        table = read_crop_table(folder, all_labels=True) if holds_crops(folder) else read_tables(folder)[0]
+        table = select_images(table, cases, selection)
+        table = split.choose(table, name, folds) if split else table
+        return DataSource(set=name, cases=tuple(sorted(set(table.case.astype(str)))))
     patterns = tuple(cases.removeprefix("-").split(",")) if cases else ()
     return DataSource(set=name, without=patterns) if cases.startswith("-") else DataSource(set=name, cases=patterns)
 
@@ -88,7 +97,7 @@ def export_detector(
     folder: Path,
     plan: Plan[Any],
     states: Sequence[StateDict],
-    data: tuple[DataSource, ...],
+    made: Made,
     validation: Sequence[Field],
     device: torch.device,
 ) -> None:
@@ -98,7 +107,7 @@ def export_detector(
         folder: `<out>/model/<system>`.
         plan: of the detector.
         states: a state dict for each member.
-        data: what the weights learnt from.
+        made: where the weights come from.
         validation: fields that choose the threshold.
         device: of the run over them.
     """
@@ -115,7 +124,7 @@ def export_detector(
         detector=replace(plan.detector, members=members),
         classifier=None,
         training={"detector": msgspec.to_builtins(plan.training)},
-        made=Made(code=commit(), data=data),
+        made=made,
     )
     write_model(folder, system)
     curve = set_operating_point(folder, validation, device)
@@ -166,7 +175,7 @@ def export_two_stages(
     plan: Plan[Any],
     stage1: System,
     state: StateDict,
-    data: tuple[DataSource, ...],
+    made: Made,
     judge: Callable[[nn.Module], tuple[float, float]],
 ) -> None:
     """Write FOLDER/model.yaml and the weights of a detector as it is and a classifier behind it, .5 its best threshold.
@@ -176,7 +185,7 @@ def export_two_stages(
         plan: of the classifier.
         stage1: the system whose detector proposes.
         state: of the classifier.
-        data: what the classifier learnt from.
+        made: where the classifier comes from.
         judge: a network -> its best F1 on validation, and the threshold.
     """
     part, detector = plan.classifier, stage1.detector
@@ -200,9 +209,9 @@ def export_two_stages(
         classifier=replace(part, members=(member,)),
         training=stage1.training | {"classifier": msgspec.to_builtins(plan.training)},
         made=Made(
-            code=commit(),
-            data=tuple(dict.fromkeys((*stage1.made.data, *data))),
-            pretrained=stage1.made.pretrained,
+            code=made.code,
+            data=tuple(dict.fromkeys((*stage1.made.data, *made.data))),
+            pretrained=stage1.made.pretrained | made.pretrained,
             metrics=stage1.made.metrics | {"validation_f1_two_stages": round(f1, 4)},
         ),
     )

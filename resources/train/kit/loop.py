@@ -44,12 +44,14 @@ class Task(Protocol[Batch]):
     Attributes:
         network: what trains, on no particular device yet.
         steps_an_epoch: optimiser steps between two validations.
+        accumulate: forwards a step; the loop raises it where memory is short.
         criterion: the figure of `validate` by which an epoch is the best.
         highest: whether the highest is the best; else the lowest.
     """
 
     network: nn.Module
     steps_an_epoch: int
+    accumulate: int
     criterion: str
     highest: bool
 
@@ -159,22 +161,22 @@ class Loop:
             disable=None if self.processes.is_first else True,
         )
         self.begun, self.told = (time.monotonic(), done), time.monotonic()
-        batches = self.task.batches(done)
+        self.batches = self.task.batches(done)
         for epoch in range(len(self.rows), self.recipe.epochs):
             if self.processes.first(0 < self.recipe.patience <= epoch - self.best_epoch):
                 break
-            loss = self._train_epoch(epoch, batches)
+            loss = self._train_epoch(epoch)
             if loss is None or not self.processes.first(not self.processes.is_first or self._end_epoch(epoch, loss)):
                 break
         self.bar.close()
         return self.kept
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> float | None:
+    def _train_epoch(self, epoch: int) -> float | None:
         """The mean loss, or None after a loss that is not finite."""
         self.network.train()
         total = 0.0
         for step in range(epoch * self.task.steps_an_epoch, (epoch + 1) * self.task.steps_an_epoch):
-            loss = self._step(step, batches)
+            loss = self._fitting_step(step)
             if not math.isfinite(loss):
                 self._diverged(epoch, step, loss)
                 return None
@@ -184,12 +186,38 @@ class Loop:
                 self._tell(step + 1, loss)
         return total / self.task.steps_an_epoch
 
-    def _step(self, step: int, batches: Iterator[Any]) -> float:
+    def _fitting_step(self, step: int) -> float:
+        """`_step`, in forwards of half as many images whenever a GPU's memory runs out."""
+        while True:
+            try:
+                return self._step(step)
+            except torch.OutOfMemoryError:
+                pass  # what the error holds of the forward is free only after this block
+            self._halve_forwards(step)
+
+    def _halve_forwards(self, step: int) -> None:
+        count, world = self.recipe.batch // self.task.accumulate, self.processes.world
+        if world > 1 or count % 2:  # the other processes know nothing of it
+            raise UserError(
+                f"{self.folder}: the memory of {self.device} is too small for {count // world} images a forward; "
+                "give more --set training...accumulate, or a smaller tile"
+            )
+        self.task.accumulate *= 2
+        logger.warning(
+            "%s: the memory of %s is too small for %d images a forward: %d forwards a step from here on",
+            *(self.folder, self.device, count, self.task.accumulate),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batches = self.task.batches(step)
+
+    def _step(self, step: int) -> float:
         """One optimiser step, unless its loss is not finite; the loss, the mean over the processes."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for _ in range(self.recipe.accumulate):
-            loss = self.trainee(next(batches)) / self.recipe.accumulate
+        for _ in range(self.task.accumulate):
+            loss = self.trainee(next(self.batches)) / self.task.accumulate
             total += self.processes.mean(loss.item())  # here: on a loss of one's own all stop before the backward pass
             if not math.isfinite(total):
                 return total

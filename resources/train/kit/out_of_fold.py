@@ -15,7 +15,7 @@ from resources.data.crops import Crops
 from resources.train.kit.export import save_weights
 from resources.train.kit.loop import Loop
 from resources.train.kit.recipes import Plan
-from resources.train.kit.run import Processes
+from resources.train.kit.run import Processes, StateDict
 from resources.train.kit.subtypes import AtypicalRecipe, AtypicalTask, network_options, predict, subclass_names
 
 
@@ -35,7 +35,7 @@ def train_fold(
     crops: Crops,
     numbers: NDArray[np.int64],
     fold: int,
-    pretrained: str | None,
+    start: StateDict | None,
     folder: Path,
     device: torch.device,
     processes: Processes,
@@ -43,7 +43,7 @@ def train_fold(
     """Train one fold unless its weights are there."""
     if not (folder / "weights.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        task = AtypicalTask(plan.classifier, plan.training, crops, numbers, fold, pretrained, device, processes)
+        task = AtypicalTask(plan.classifier, plan.training, crops, numbers, fold, start, device, processes)
         states = Loop(task, plan.training, folder, device, processes, f"fold {fold}").run()
         if processes.is_first:
             save_weights(states[0], folder / "weights.safetensors")

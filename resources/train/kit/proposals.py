@@ -1,124 +1,108 @@
-"""What stage 2 of Track 1 learns from: a detector's own proposals, cut out and labelled by the nearest figure."""
+"""What stage 2 of Track 1 learns from: a detector's own proposals in whole fields, labelled by the nearest figure."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from midog.engine.boxes import merge_near
-from midog.engine.detector import find_candidates, load_detector
-from midog.engine.two_stages import cut_candidate
+from midog.engine.two_stages import SystemDetector, sees_finer
 from midog.evaluation.metrics import MATCH_UM, match
-from midog.files import write_with
-from midog.system import Classifier, System
+from midog.files import write_file
+from midog.system import Classifier, Detector, System
 from resources.data.fields import Field
 
-MARGIN = 2.0  # of a stored crop's side over what the network sees, for turning and shifting
-BOX_PX = 50
-PAD = 64  # px around a crop whose neighbourhood is unknown
+SMALL_TILE = 256  # px, for fields that are no larger
 
 
 @dataclass
 class Proposals:
-    """Crops of candidates.
+    """Places of candidates in a list of fields.
 
     Attributes:
-        images: uint8 (N, 3, S, S), `MARGIN` times what the network sees.
+        fields: int64 (N,), numbers of the fields that they lie in.
+        boxes: float32 (N, 4), px of those fields.
         labels: int64 (N,), 1 a mitotic figure.
-        from_crops: bool (N,), whether each comes from a labelled crop, not from a field.
         scores: float32 (N,), the detector's; 1 for labelled cells that it did not propose.
     """
 
-    images: torch.Tensor
+    fields: torch.Tensor
+    boxes: torch.Tensor
     labels: torch.Tensor
-    from_crops: torch.Tensor
     scores: torch.Tensor
 
-    def __add__(self, other: "Proposals") -> "Proposals":
-        """All of both."""
-        return Proposals(*(torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)))
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def fields_seen(labelled: Sequence[Field], detector: Detector, classifier: Classifier) -> list[Field]:
+    """Fields in the pixels that inference cuts a classifier's crops from."""
+    if sees_finer(detector, classifier.field_um, classifier.input_px):
+        return list(labelled)
+    return [each.at(detector.um_per_px) for each in labelled]
 
 
 class Proposer:
-    """A detector that proposes, and the cut around what it proposes.
+    """A detector that proposes, merged across tiles as at inference.
 
     Args:
         system: with the detector.
-        classifier: what the crops are for.
         score_threshold: of the detector.
         device: torch.device.
     """
 
-    def __init__(self, system: System, classifier: Classifier, score_threshold: float, device: torch.device) -> None:
+    def __init__(self, system: System, score_threshold: float, device: torch.device) -> None:
         assert system.detector is not None
-        self.detector = load_detector(system, device, score_threshold)
-        self.part, self.classifier, self.device = system.detector, classifier, device
-        self.size = round(classifier.input_px * MARGIN)
+        self.box_um = system.detector.box_um
+        part = replace(system.detector, score_threshold=score_threshold)
+        self.large = SystemDetector(replace(system, detector=part, classifier=None), device)
+        self.small = copy.copy(self.large)
+        self.small.part = replace(part, tile=(SMALL_TILE, SMALL_TILE))
 
-    def propose(self, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The merged candidates of a field: boxes (K, 4), scores (K,)."""
-        tile = self.part.tile if max(field.size) > 256 else (256, 256)
-        boxes, scores = find_candidates(field, self.detector, tile, self.part.overlap, self.device)
-        kept = merge_near(boxes, scores, MATCH_UM / field.um_per_px[0])
-        return boxes[kept], scores[kept]
-
-    def gather(self, labelled: Sequence[Field], are_crops: bool = False, with_missed: bool = True) -> Proposals:
-        """Cut the candidates of fields.
+    def gather(self, labelled: Sequence[Field], as_inference: bool) -> Proposals:
+        """The candidates of fields.
 
         Args:
-            labelled: the fields.
-            are_crops: they are what `crops_as_fields` makes: what lies in the mirrored margin is left out.
-            with_missed: add the labelled cells where they were labelled, whether proposed or not.
+            labelled: the fields, as `fields_seen` gives them.
+            as_inference: what inference classifies, and no more; else what there is to learn from: labelled cells where
+                they were labelled, whether proposed or not, and no candidate of unclear class, which lies on an unclear
+                cell or on a figure that another candidate stands for.
         """
-        rows: list[tuple[NDArray[np.uint8], int, float]] = []
-        for field in tqdm(labelled, "candidates", disable=None):
-            found, scores = self.propose(field)
-            centres = (found[:, :2] + found[:, 2:]) / 2
+        rows: list[tuple[int, NDArray[np.floating], int, float]] = []
+        for number, field in enumerate(tqdm(labelled, "candidates", disable=None)):
+            detector = self.small if max(field.size) <= SMALL_TILE else self.large
+            found = detector(field)
             hit = np.zeros(len(found), bool)
-            taken = match(field.figures, centres, MATCH_UM / field.um_per_px[0])
+            taken = match(field.figures, found.centres, MATCH_UM / field.um_per_px[0])
             hit[taken[taken >= 0]] = True
-            for box, centre, score, is_hit in zip(found, centres, scores, hit, strict=True):
-                if are_crops and not is_hit:
-                    away = np.abs(centre - field.figures[0])
-                    if away.max() > PAD or np.hypot(*away) < BOX_PX / 2:
-                        continue  # in the mirrored margin, or on the figure after all
-                rows.append((self._cut(field, box), int(is_hit), float(score)))
-            for points, label in ((field.figures, 1), (field.hard_negatives, 0)) if with_missed else ():
-                for point in points:
-                    box = np.concatenate([point - BOX_PX / 2, point + BOX_PX / 2])
-                    rows.append((self._cut(field, box), label, 1.0))
-        images = np.array([image for image, _, _ in rows], np.uint8).reshape(-1, self.size, self.size, 3)
+            half = self.box_um / np.array(field.um_per_px) / 2
+            doubtful = np.concatenate([field.figures, field.unclear])
+            for box, centre, score, is_hit in zip(found.boxes, found.centres, found.scores, hit, strict=True):
+                away = np.hypot(*((doubtful - centre) / half).T)
+                if as_inference or is_hit or (away >= 1).all():
+                    rows.append((number, box, int(is_hit), float(score)))
+            for points, label in ((field.figures, 1), (field.hard_negatives, 0)) if not as_inference else ():
+                rows += [(number, np.concatenate([point - half, point + half]), label, 1.0) for point in points]
         return Proposals(
-            torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
-            torch.tensor([label for _, label, _ in rows], dtype=torch.int64),
-            torch.full((len(rows),), are_crops),
-            torch.tensor([score for _, _, score in rows], dtype=torch.float32),
+            torch.tensor([number for number, *_ in rows], dtype=torch.int64),
+            torch.from_numpy(np.array([box for _, box, *_ in rows], np.float32).reshape(-1, 4)),
+            torch.tensor([label for *_, label, _ in rows], dtype=torch.int64),
+            torch.tensor([score for *_, score in rows], dtype=torch.float32),
         )
-
-    def _cut(self, field: Field, box: NDArray[np.floating]) -> NDArray[np.uint8]:
-        return cut_candidate(field, box, self.classifier.field_um, self.size, MARGIN)
-
-
-def crops_as_fields(crops: NDArray[np.uint8]) -> list[Field]:
-    """Crops with a figure in the middle, uint8 (M, H, W, 3), as small fields with mirrored surroundings."""
-    made = []
-    for number, crop in enumerate(crops):
-        pixels = np.pad(crop, ((PAD, PAD), (PAD, PAD), (0, 0)), mode="symmetric")
-        middle = np.full((1, 2), (pixels.shape[0] - 1) / 2, np.float32)
-        made.append(Field(f"crop {number}", "", "crops", pixels, (0.25, 0.25), middle))
-    return made
 
 
 def store(path: Path, make: Callable[[], Proposals]) -> None:
     """Make proposals and store them, unless the file is there: a resumed run does not look for them again."""
     if not path.exists():
-        tensors = {name: value.contiguous() for name, value in vars(make()).items()}
-        write_with(path, lambda part: save_file(tensors, part))
+        made = make()
+        tensors = {each.name: getattr(made, each.name).contiguous() for each in fields(made)}
+        write_file(path, save(tensors))
 
 
 def read_proposals(path: Path) -> Proposals:

@@ -35,6 +35,7 @@ class LoopRecipe(Strict, frozen=True):
 
     Attributes:
         seed: of everything random.
+        pretrained: weights to start from, a name that `resources.train.kit.pretrained` knows, or "".
         epochs: validation, checkpoint and the choice of the best weights come after each.
         batch: of an optimiser step, over all processes.
         accumulate: forwards a step.
@@ -52,6 +53,7 @@ class LoopRecipe(Strict, frozen=True):
     """
 
     seed: Seed
+    pretrained: str
     epochs: Count
     batch: Count
     accumulate: Count

@@ -1,6 +1,7 @@
 """A training's run: its folder, its log, its seeds, its checkpoints, its processes."""
 
 import csv
+import io
 import logging
 import os
 import subprocess
@@ -132,7 +133,9 @@ def _difference(old: Any, new: Any, key: str = "") -> str:
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
-    write_with(path, lambda part: torch.save(dict(state), part))
+    buffer = io.BytesIO()  # torch's own writer hides what a disk says
+    torch.save(dict(state), buffer)
+    write_with(path, lambda part: part.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -150,11 +153,12 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write mappings with the same keys as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write mappings with the same keys as CSV, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
 
 
 def given_sha256(path: Path, option: str) -> str:

@@ -75,23 +75,18 @@ class BalancedSampler:
 
     Args:
         fields: at least one.
-        crop_sets, crop_cases: str (M,), dataset and slide of each crop.
+        crops: to paste.
     """
 
-    def __init__(
-        self,
-        fields: Sequence[Field],
-        crop_sets: Sequence[str] | NDArray[np.str_] = (),
-        crop_cases: Sequence[str] | NDArray[np.str_] = (),
-    ) -> None:
+    def __init__(self, fields: Sequence[Field], crops: Sequence[Field] = ()) -> None:
         rows: list[tuple[str, str, bool, Sample]] = []
         for number, each in enumerate(fields):
             slide = each.source, each.case
             rows += [(*slide, True, Sample(number, point)) for point in each.figures]
             rows += [(*slide, False, Sample(number, point)) for point in each.hard_negatives]
             rows.append((*slide, False, Sample(number)))
-        for number, slide in enumerate(zip(crop_sets, crop_cases, strict=True)):
-            rows += [(*slide, figure, Sample(crop=number, figure=figure)) for figure in (True, False)]
+        for number, each in enumerate(crops):
+            rows += [(each.source, each.case, figure, Sample(crop=number, figure=figure)) for figure in (True, False)]
         datasets, slides, classes, self.samples = zip(*rows, strict=True)
         self.cumulative = np.cumsum(sampling_weights(datasets, slides, classes))
 
@@ -102,7 +97,7 @@ class BalancedSampler:
 
 def area_fractions(fields: Sequence[Field]) -> NDArray[np.float64]:
     """The weights by which any place of any field is as likely as another: float64 (N,), sums to 1."""
-    areas = np.array([each.pixels.shape[0] * each.pixels.shape[1] for each in fields], float)
+    areas = np.array([each.size[0] * each.size[1] for each in fields], float)
     return areas / areas.sum()
 
 

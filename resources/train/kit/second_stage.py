@@ -1,6 +1,6 @@
 """Training stage 2 of Track 1: which of a detector's candidates are mitotic figures (Xiao, Lyu and Liu 2025)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import torch
@@ -9,17 +9,23 @@ from torch import nn
 from torchvision.transforms import v2
 
 from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
-from midog.engine.two_stages import with_score
+from midog.engine.detector import prefetch
+from midog.engine.two_stages import PREFETCHED, cut_candidate, with_score
 from midog.evaluation.metrics import best_operating_point
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
-from midog.system import Classifier, Fraction, NotNegative, Positive
+from midog.system import Classifier, Fraction, NotNegative, Positive, Pretrained
+from resources.data.fields import Field
 from resources.train.kit.augment import Augmentation, augment
 from resources.train.kit.loop import training_precision
 from resources.train.kit.losses import contrastive_loss, focal_loss
-from resources.train.kit.proposals import MARGIN, Proposals
+from resources.train.kit.pretrained import load_start
+from resources.train.kit.proposals import Proposals
 from resources.train.kit.recipes import Count, LoopRecipe
 from resources.train.kit.run import Processes, StateDict, seed_everything
+from resources.train.kit.workers import batches_of
+
+MARGIN = 2.0  # of a crop's side over what the network sees, for turning and shifting
 
 
 class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
@@ -53,6 +59,25 @@ class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
     erase: Fraction
 
 
+def start_classifier(
+    part: Classifier, recipe: CandidateRecipe, given: str | None
+) -> tuple[nn.Module, Pretrained | None]:
+    """A network with the weights that it starts from, and what model.yaml tells of those.
+
+    Args:
+        part: of the system.
+        recipe: how it is trained.
+        given: --pretrained.
+
+    Raises:
+        UserError: as `resources.train.kit.pretrained.load_start`.
+    """
+    seed_everything(recipe.seed, "start")
+    options = classifier_options(part.network, part.options, part.input_px)
+    network = build(CLASSIFIERS, part.network, options)
+    return network, load_start(network, part.network, part.options, given, recipe.pretrained, part.input_px)
+
+
 class Batch(NamedTuple):
     """Normalised crops (N, 3, S, S), their targets in [0, 1] (N,), labels int64 (N,), and which are blends (N,)."""
 
@@ -62,14 +87,24 @@ class Batch(NamedTuple):
     mixed: torch.Tensor
 
 
+class Candidates(NamedTuple):
+    """Proposals with the fields that they lie in, in the pixels that inference cuts from."""
+
+    fields: Sequence[Field]
+    proposals: Proposals
+
+
 class CandidateTask:
     """Proposals, focal and contrastive loss, F1 of the validation fields: a `resources.train.kit.loop.Task`.
 
+    Crops are cut and changed by worker processes, from the whole fields, as they are drawn.
+
     Args:
+        network: what trains.
         part: of the system.
         recipe: `CandidateRecipe`.
-        training, validation: `Proposals`.
-        truths: mitotic figures in the validation fields, proposed or not.
+        training, validation: `Candidates`.
+        crops: numbers of the training fields from which on they are labelled crops.
         device: torch.device.
         processes: of torchrun.
     """
@@ -78,21 +113,28 @@ class CandidateTask:
 
     def __init__(
         self,
+        network: nn.Module,
         part: Classifier,
         recipe: CandidateRecipe,
-        training: Proposals,
-        validation: Proposals,
-        truths: int,
+        training: Candidates,
+        validation: Candidates,
+        crops: int,
         device: torch.device,
         processes: Processes,
     ) -> None:
-        self.part, self.recipe, self.training, self.validation = part, recipe, training, validation
-        self.truths, self.device, self.processes = truths, device, processes
-        self.steps_an_epoch = recipe.steps_an_epoch
-        seed_everything(recipe.seed, "start")
-        self.network = build(CLASSIFIERS, part.network, classifier_options(part.network, part.options, part.input_px))
-        self.normalisation = normalisation(self.network)
-        self.chances = sampling_chances(training, recipe.positive_fraction)
+        self.network, self.part, self.recipe, self.training, self.validation = (
+            network,
+            part,
+            recipe,
+            training,
+            validation,
+        )
+        self.truths = sum(len(each.figures) for each in validation.fields)  # proposed or not
+        self.device, self.processes = device, processes
+        self.steps_an_epoch, self.accumulate = recipe.steps_an_epoch, recipe.accumulate
+        self.normalisation = normalisation(network)
+        proposals = training.proposals
+        self.chances = sampling_chances(proposals.labels, proposals.fields >= crops, recipe.positive_fraction)
         self.colours: list[nn.Module] = []
         if recipe.colour_jitter:
             self.colours.append(v2.ColorJitter(*recipe.colour_jitter))
@@ -100,31 +142,39 @@ class CandidateTask:
             self.colours.append(v2.RandAugment(num_ops=recipe.randaugment, magnitude=5))
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Drawn and changed crops, from an epoch's first step on."""
-        recipe, processes = self.recipe, self.processes
-        count = min(recipe.batch // recipe.accumulate, len(self.chances))
-        for epoch in range(step // self.steps_an_epoch, recipe.epochs):
-            seed_everything(recipe.seed, epoch)
-            for _ in range(self.steps_an_epoch * recipe.accumulate):
-                chosen = torch.multinomial(self.chances, count, replacement=False)
-                yield self._prepare(chosen[processes.rank :: processes.world])
+        """Drawn and changed crops, from a step on."""
+        numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
+        for batch in batches_of(self._drawn, numbers, self.device.type == "cuda"):
+            yield Batch(*(each.to(self.device, non_blocking=True) for each in batch))
 
-    def _prepare(self, chosen: torch.Tensor) -> Batch:
-        recipe = self.recipe
-        labels = self.training.labels[chosen].to(self.device)
-        images = self.training.images[chosen]
+    def _drawn(self, number: int) -> Batch:
+        """The crops of a forward; batches of one number are drawn alike in all processes, and each takes its part."""
+        recipe, rank, world = self.recipe, self.processes.rank, self.processes.world
+        seed_everything(recipe.seed, number)
+        count = min(recipe.batch // self.accumulate, len(self.chances))
+        chosen = torch.multinomial(self.chances, count, replacement=False)[rank::world]
+        seed_everything(recipe.seed, number, rank)
+        labels = self.training.proposals.labels[chosen]
+        images = torch.stack([self._cut(each) for each in chosen.tolist()])
         for change in self.colours:
             images = torch.stack([change(image) for image in images])
-        images = images.to(self.device).float() / 255
+        images = images.float() / 255
         blank = images.new_zeros(len(images), 1, *images.shape[2:])
         images, _ = augment(images, blank, 1 / MARGIN, self.part.input_px, recipe.augmentation)
-        mixed = torch.rand(len(images), device=self.device) < recipe.mixup
-        weight = torch.where(mixed, torch.rand(len(images), device=self.device), 1.0)
-        other = torch.randperm(len(images), device=self.device)
+        mixed = torch.rand(len(images)) < recipe.mixup
+        weight = torch.where(mixed, torch.rand(len(images)), 1.0)
+        other = torch.randperm(len(images))
         images = weight[:, None, None, None] * images + (1 - weight[:, None, None, None]) * images[other]
         targets = weight * labels.float() + (1 - weight) * labels.float()[other]
         images = erase(images, recipe.erase)
         return Batch(normalise(images, *self.normalisation), targets, labels, mixed)
+
+    def _cut(self, number: int) -> torch.Tensor:
+        """uint8 (3, S, S), `MARGIN` times what the network sees."""
+        fields, proposals = self.training
+        field, box = fields[int(proposals.fields[number])], proposals.boxes[number].numpy()
+        crop = cut_candidate(field, box, self.part.field_um, round(self.part.input_px * MARGIN), MARGIN)
+        return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The crops."""
@@ -149,20 +199,28 @@ class CandidateTask:
 
     def judge(self, network: nn.Module, views: int) -> tuple[float, float]:
         """The best F1 of the validation fields before calibration, as inference computes it, and its threshold."""
-        classifier = Views(NetworkClassifier(network, 1 / MARGIN, self.part.input_px), views)
-        crops = iter(self.validation.images.permute(0, 2, 3, 1).numpy())
-        scores = self.validation.scores.numpy()
-        probabilities = with_score(classify(crops, classifier, self.device), scores, self.part.score_weight)
-        return best_operating_point(probabilities, self.validation.labels.numpy(), self.truths)
+        part, (fields, proposals) = self.part, self.validation
+        classifier = Views(NetworkClassifier(network, 1.0, part.input_px), views)
+        places = zip(proposals.fields.tolist(), proposals.boxes.numpy(), strict=True)
+        crops = prefetch((cut_candidate(fields[i], box, part.field_um, part.input_px) for i, box in places), PREFETCHED)
+        found = classify(crops, classifier, self.device)
+        probabilities = with_score(found, proposals.scores.numpy(), part.score_weight)
+        return best_operating_point(probabilities, proposals.labels.numpy(), self.truths)
 
     def weights(self, member: nn.Module) -> StateDict:
         """All of them."""
         return member.state_dict()
 
 
-def sampling_chances(proposals: Proposals, positive_fraction: float) -> torch.Tensor:
-    """Chance of each proposal to be drawn: figures of fields and of crops half each, the rest evenly; float64 (N,)."""
-    is_figure, from_crops = proposals.labels == 1, proposals.from_crops
+def sampling_chances(labels: torch.Tensor, from_crops: torch.Tensor, positive_fraction: float) -> torch.Tensor:
+    """Chance of each proposal to be drawn: figures of fields and of crops half each, the rest evenly; float64 (N,).
+
+    Args:
+        labels: int64 (N,), 1 a mitotic figure.
+        from_crops: bool (N,), whether each comes from a labelled crop, not from a field.
+        positive_fraction: of mitotic figures.
+    """
+    is_figure = labels == 1
     chances = torch.zeros(len(is_figure), dtype=torch.float64)
     groups = [group for group in (is_figure & ~from_crops, is_figure & from_crops) if group.any()]
     for group in groups:

@@ -13,14 +13,15 @@ from midog.engine.classifier import NetworkClassifier, Views, classify, normalis
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
-from midog.system import CROP_UM, Classifier, NotNegative
+from midog.system import CROP_UM, Classifier, NotNegative, Pretrained
 from resources.data.crops import Crops
 from resources.train.kit.augment import Augmentation, augment
 from resources.train.kit.loop import training_precision
 from resources.train.kit.losses import mask_loss, soft_binary_loss, subclass_loss
-from resources.train.kit.pretrained import load_pretrained
+from resources.train.kit.pretrained import load_start
 from resources.train.kit.recipes import LoopRecipe
 from resources.train.kit.run import Processes, StateDict, seed_everything
+from resources.train.kit.workers import batches_of
 
 
 class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
@@ -29,7 +30,6 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
     Attributes:
         folds: of the cross-validation; an epoch is every other fold's crops once.
         labels: "hard" (majority) or "votes" (fraction of the experts).
-        pretrained: name in timm whose weights are the start, or "".
         subclass_weight, mask_weight: of the auxiliary losses; 0 switches them off.
         compile: fuse the network with torch.compile, for a training on a CPU (needs a C++ compiler).
         augmentation: see `Augmentation`.
@@ -37,7 +37,6 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
 
     folds: Annotated[int, Meta(ge=2)]
     labels: Literal["hard", "votes"]
-    pretrained: str
     subclass_weight: NotNegative
     mask_weight: NotNegative
     compile: bool
@@ -72,6 +71,26 @@ class Trainee(nn.Module):
 def network_options(part: Classifier, subclasses: int) -> dict[str, object]:
     """The options of the network with an output for each subclass."""
     return classifier_options(part.network, part.options | {"num_classes": 1 + subclasses}, part.input_px)
+
+
+def start_of(
+    part: Classifier, recipe: AtypicalRecipe, subclasses: int, given: str | None
+) -> tuple[StateDict | None, Pretrained | None]:
+    """The weights that every fold starts from, and what model.yaml tells of them; None for random ones.
+
+    Args:
+        part: of the system.
+        recipe: how it is trained.
+        subclasses: how many outputs there are for them.
+        given: --pretrained.
+
+    Raises:
+        UserError: as `resources.train.kit.pretrained.load_start`.
+    """
+    seed_everything(recipe.seed, "start")
+    network = build(CLASSIFIERS, part.network, network_options(part, subclasses))
+    record = load_start(network, part.network, part.options, given, recipe.pretrained, part.input_px)
+    return (network.state_dict(), record) if record else (None, None)
 
 
 def subclass_names(crops: Crops, recipe: AtypicalRecipe) -> list[str]:
@@ -112,7 +131,7 @@ class AtypicalTask:
         crops: all of them.
         numbers: fold of each, int (N,).
         fold: to hold out; part of every seed.
-        pretrained: --pretrained.
+        start: weights that the network starts from, or None.
         device: torch.device.
         processes: of torchrun.
     """
@@ -126,7 +145,7 @@ class AtypicalTask:
         crops: Crops,
         numbers: NDArray[np.int64],
         fold: int,
-        pretrained: str | None,
+        start: StateDict | None,
         device: torch.device,
         processes: Processes,
     ) -> None:
@@ -134,9 +153,11 @@ class AtypicalTask:
         self.device, self.processes = device, processes
         self.training, self.held_out = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
         self.steps_an_epoch = max(1, len(self.training) // recipe.batch)
+        self.accumulate = recipe.accumulate
         seed_everything(recipe.seed, "start", fold)
         trainee = Trainee(part, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
-        load_pretrained(trainee.network, part, pretrained, recipe.pretrained)
+        if start:
+            trainee.network.load_state_dict(start)
         self.normalisation = normalisation(trainee.network)
         self.network: nn.Module = trainee
         self.fused: nn.Module = trainee
@@ -145,22 +166,23 @@ class AtypicalTask:
             self.fused = torch.compile(trainee)  # type: ignore[assignment]
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Changed crops, each once an epoch, from an epoch's first step on."""
-        recipe, processes = self.recipe, self.processes
-        count = recipe.batch // recipe.accumulate
-        for epoch in range(step // self.steps_an_epoch, recipe.epochs):
-            random = np.random.default_rng((recipe.seed, self.fold, epoch))
-            order = torch.from_numpy(random.permutation(self.training))
-            seed_everything(recipe.seed, self.fold, epoch, processes.rank)
-            for number in range(self.steps_an_epoch * recipe.accumulate):
-                chosen = order[number * count : (number + 1) * count]
-                yield self._prepare(chosen[processes.rank :: processes.world])
+        """Changed crops, each once an epoch, from a step on."""
+        numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
+        for inputs, masks, chosen in batches_of(self._drawn, numbers, self.device.type == "cuda"):
+            yield Batch(inputs.to(self.device), masks.to(self.device), chosen)
 
-    def _prepare(self, chosen: torch.Tensor) -> Batch:
-        images = self.crops.images[chosen].to(self.device).float() / 255
-        masks = self.crops.masks[chosen].to(self.device).float()
+    def _drawn(self, number: int) -> Batch:
+        """The crops of a forward; every process takes its part of them."""
+        recipe, processes = self.recipe, self.processes
+        epoch, place = divmod(number, self.steps_an_epoch * self.accumulate)
+        random = np.random.default_rng((recipe.seed, self.fold, epoch))
+        order = torch.from_numpy(random.permutation(self.training))
+        count = recipe.batch // self.accumulate
+        chosen = order[place * count : (place + 1) * count][processes.rank :: processes.world]
+        seed_everything(recipe.seed, self.fold, number, processes.rank)
+        images, masks = self.crops.images[chosen].float() / 255, self.crops.masks[chosen].float()
         fraction = self.part.field_um / CROP_UM
-        images, masks = augment(images, masks, fraction, self.part.input_px, self.recipe.augmentation)
+        images, masks = augment(images, masks, fraction, self.part.input_px, recipe.augmentation)
         return Batch(normalise(images, *self.normalisation), masks, chosen)
 
     def inputs(self, batch: Batch) -> torch.Tensor:

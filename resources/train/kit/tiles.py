@@ -1,9 +1,10 @@
-"""Training tiles for the detectors: drawn at random from labelled fields and from crops of figures.
+"""Training tiles for the detectors: windows drawn at random from whole labelled fields, read as they are needed.
 
 A tile is one resampling of its field: place, rotation, flips and scale are one
-affine map. Parts of crops, with their figure or without, are pasted into windows
-of the fields as discs with a soft edge, so that neither a seam nor another
-laboratory's stain is a sign of a figure.
+affine map. It stays inside its field where it fits; where it does not, the field
+is mirrored, with its figures. Parts of crops, with their figure or without, are
+pasted into windows of the fields as discs with a soft edge, so that neither a
+seam nor another laboratory's stain is a sign of a figure.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from msgspec import Meta
 from numpy.typing import ArrayLike, NDArray
 from torchvision.transforms import v2
 
+from midog.images.slide import Slide
+from midog.images.tiles import has_tissue
 from midog.system import Fraction, NotNegative
 from resources.data.fields import Field
 from resources.train.kit.recipes import Degrees, Strict
@@ -23,15 +26,16 @@ from resources.train.kit.sampler import Sample, area_fractions
 
 Tile = tuple[torch.Tensor, torch.Tensor]
 
-BOX_UM = 12.5  # MIDOG's boxes: 50 px squares at .25 um/px
-WHITE = (255, 255, 255)
-PATCH = 64  # px from the middle to the edge of what is pasted
-PASTED_RADIUS = 28, 56  # px of the disc
-FIGURE_RADIUS = 18  # px
+PATCH_UM = 16.0  # from the middle to the edge of what is pasted
+PASTED_RADIUS_UM = 7.0, 14.0  # of the disc
+FIGURE_RADIUS_UM = 4.5
 MAX_PASTED = 5  # in a tile
 PASTED_FROM_CROPS = 0.75  # fraction; the rest is cut from fields, without a figure
 PASTED_FIGURES = 0.65  # fraction of discs with a figure among those from crops
-OTHER_CELL_RADIUS = 28  # px of a disc that leaves a crop's figure out
+OTHER_CELL_RADIUS_UM = 7.0  # of a disc that leaves a crop's figure out
+MARGIN = 2  # px around what a tile shows, for the interpolation
+TOUCHING = 9  # px from a mirror, where a figure and its image are one
+QUARTER = 90.0  # degrees
 DARKEST_OF = 6  # places that are drawn; nuclei teach more than stroma does
 MAX_TRIES = 20  # of finding a place without a figure; fields can be smaller than that
 GLASS = 225  # lightness from which a pixel is none of tissue
@@ -84,9 +88,10 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
     cut at the tile's edge. It is the same whenever and in whatever process it is drawn: it is seeded by (seed, i).
 
     Args:
-        fields: at least one.
-        crops: uint8 (M, 128, 128, 3), each with a mitotic figure in the middle; may be empty.
+        fields: at least one, at the um per pixel of the tiles.
+        crops: fields of 128 px with at least one figure, to paste; may be empty.
         size: px of a tile's side, or of its width and height.
+        box_um: side of a figure's box.
         sampler: draws what a tile is drawn around, see `resources.train.kit.sampler`.
         augmentation: of every tile.
         seed: at least 0.
@@ -96,8 +101,9 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
     def __init__(
         self,
         fields: Sequence[Field],
-        crops: NDArray[np.uint8],
+        crops: Sequence[Field],
         size: int | Sequence[int],
+        box_um: float,
         sampler: Callable[[np.random.Generator], Sample],
         augmentation: TileAugmentation,
         seed: int,
@@ -106,6 +112,8 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         self.fields, self.crops, self.sampler, self.seed = fields, crops, sampler, seed
         self.augmentation, self.mosaic_tiles = augmentation, mosaic_tiles
         self.size = np.broadcast_to(size, 2)
+        self.px = 1 / fields[0].um_per_px[0]  # to a um
+        self.box_px = box_um * self.px
         self.hard_negatives = [(number, point) for number, each in enumerate(fields) for point in each.hard_negatives]
         self.field_weights = area_fractions(fields)
         self.colours = ColourRandAugment(num_ops=augmentation.randaugment) if augmentation.randaugment else None
@@ -132,91 +140,119 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
 
     def _boxes(self, points: NDArray[np.float64]) -> torch.Tensor:
         """Boxes around centres in px."""
-        half = BOX_UM / 0.25 / 2
+        half = self.box_px / 2
         corners = np.concatenate([(points - half).clip(0, self.size), (points + half).clip(0, self.size)], 1)
         return torch.from_numpy(corners.astype(np.float32))
 
     def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """One tile: uint8 (height, width, 3) and the centres of its figures, float (N, 2)."""
-        sample = self.sampler(random)
-        if sample.field is None:
-            return self._pasted(sample, random)
-        field = self.fields[sample.field]
-        if sample.point is None:
-            centre = random.random(2) * field.size
-        else:
-            centre = sample.point + (random.random(2) - 0.5) * (self.size - BOX_UM / 0.25)
-        return self._window(field, centre, self.size, random)
+        """One tile: uint8 (height, width, 3) and the centres of its figures, float (N, 2).
 
-    def _window(
-        self, field: Field, centre: ArrayLike, size: NDArray[np.int_], random: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """A drawn view of a field around a place: uint8 (height, width, 3), and the figures in it."""
-        matrix = self._matrix(centre, size, random)
-        pixels = cv2.warpAffine(field.pixels, matrix, size.tolist(), borderMode=cv2.BORDER_CONSTANT, borderValue=WHITE)
-        points = field.figures @ matrix[:, :2].T + matrix[:, 2]
-        return np.asarray(pixels, np.uint8), points[((points >= 0) & (points < size)).all(1)]
+        A cell of unclear class is neither a figure nor background, and glass teaches nothing: another one is drawn.
+        """
+        for _ in range(MAX_TRIES):
+            sample = self.sampler(random)
+            field = self._any_field(random) if sample.field is None else self.fields[sample.field]
+            matrix = self._matrix_around(field, sample.point, random)
+            pixels, points = self._window(field, matrix)
+            unclear = len(figures_in(matrix, field.unclear, field.size, self.size)) > 0
+            if not unclear and (sample.point is not None or has_tissue(pixels)):
+                break
+        return (pixels, points) if sample.field is not None else self._pasted(pixels, points, sample, random)
 
-    def _matrix(
-        self, centre: ArrayLike, size: NDArray[np.int_] | int, random: np.random.Generator
+    def _any_field(self, random: np.random.Generator) -> Field:
+        return self.fields[int(random.choice(len(self.fields), p=self.field_weights))]
+
+    def _window(self, field: Field, matrix: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """What an affine map shows of a field: uint8 (height, width, 3), and the figures in it, mirrored ones too."""
+        pixels = warped(field, matrix, self.size)
+        return pixels, figures_in(matrix, field.figures, field.size, self.size)
+
+    def _matrix_around(
+        self, field: Field, point: NDArray[np.float32] | None, random: np.random.Generator
     ) -> NDArray[np.float64]:
-        """The affine map from a field's pixels around `centre` to a tile's."""
+        """A drawn view of a field that shows a point of it, or any place, and stays inside where it can.
+
+        A view that is turned by any angle leaves a small field, or does not reach a point at an edge: then it is turned
+        by quarters, if that helps.
+        """
+        drawn = self._linear(random)
+        shift = random.random(2) - 0.5  # where in the tile the point is, or where in the field the tile
+        views = [self._inside(field, point, linear, shift) for linear in (drawn, nearest_quarter(drawn))]
+        return max(views, key=lambda view: view[1:])[0]  # the first of the best
+
+    def _inside(
+        self, field: Field, point: NDArray[np.float32] | None, linear: NDArray[np.float64], shift: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], bool, bool]:
+        """The map with a linear part, moved into the field; whether it shows the point, and lies inside."""
+        inverse, last = np.linalg.inv(linear), np.array(field.size) - 1.0
+        reach = np.abs(inverse) @ (self.size - 1) / 2
+        spread = self.size - self.box_px
+        centre = last * (shift + 0.5) if point is None else point - inverse @ (shift * spread)
+        low, high = np.sort([reach, last - reach], axis=0)  # in a field smaller than the view: all of it is shown
+        matrix = around(linear, centre.clip(low, high), self.size)
+        shown = point is None or len(figures_in(matrix, point[None], field.size, self.size)) > 0
+        return matrix, shown, bool((2 * reach <= last).all())
+
+    def _linear(self, random: np.random.Generator) -> NDArray[np.float64]:
+        """Drawn rotation, scale and flips: (2, 2)."""
         angle = np.deg2rad(random.uniform(-1, 1) * self.augmentation.rotation)
         scale = np.exp(random.normal() * self.augmentation.scale)
         linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        linear *= np.where(random.random(2) < self.augmentation.flip, -1.0, 1.0)
-        offset = (size - 1) / 2 - linear @ np.asarray(centre, float)
-        return np.concatenate([linear, offset[:, None]], 1)
+        return linear * np.where(random.random(2) < self.augmentation.flip, -1.0, 1.0)
 
-    def _pasted(self, sample: Sample, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """A window of a field with discs from crops and from other fields pasted into it."""
-        field = self.fields[random.choice(len(self.fields), p=self.field_weights)]
-        tile, points = self._window(field, random.random(2) * field.size, self.size, random)
+    def _pasted(
+        self, tile: NDArray[np.uint8], points: NDArray[np.float64], sample: Sample, random: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """A window of a field, and its figures, with discs from crops and from other fields pasted into it."""
         for number in range(random.integers(1, MAX_PASTED + 1)):
             place = random.integers(0, self.size)
-            radius = random.uniform(*PASTED_RADIUS)
+            radius = random.uniform(*PASTED_RADIUS_UM) * self.px
             if (number == 0 and sample.crop is not None) or random.random() < PASTED_FROM_CROPS:
                 chosen = sample if number == 0 else Sample(figure=None if sample.figure else sample.figure)
-                source, centre, figures, radius = self._place_in_crop(chosen, random, radius)
+                source, centre, radius = self._place_in_crop(chosen, random, radius)
             elif found := self._place_in_field(random, radius):
-                source, centre, figures = *found, np.zeros((0, 2))
+                source, centre = found
             else:
                 continue
-            matrix = self._matrix(centre, 2 * PATCH + 1, random)
-            patch = cv2.warpAffine(source, matrix, (2 * PATCH + 1,) * 2, borderMode=cv2.BORDER_REFLECT_101)
-            paste(tile, match_stain(np.asarray(patch, np.uint8), tile, random.random()), place, radius)
+            reach = round(PATCH_UM * self.px)
+            side = np.full(2, 2 * reach + 1)
+            matrix = around(self._linear(random), centre, side)
+            paste(tile, match_stain(warped(source, matrix, side), tile, random.random()), place, radius)
             # As at a tile's edge: a figure whose middle shows keeps its box, or it would be learnt as background.
             points = points[np.hypot(*(points - place).T) > radius]
-            points = np.concatenate([points, figures @ matrix[:, :2].T + matrix[:, 2] - PATCH + place])
+            figures = figures_in(matrix, source.figures, source.size, side) - reach
+            points = np.concatenate([points, figures[np.hypot(*figures.T) <= radius] + place])
         return tile, points[((points >= 0) & (points < self.size)).all(1)]
 
     def _place_in_crop(
         self, sample: Sample, random: np.random.Generator, radius: float
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], float]:
-        """A crop, the middle of a disc in it, the figures in the disc (N, 2), and the disc's radius."""
-        crop = self.crops[random.integers(len(self.crops)) if sample.crop is None else sample.crop]
-        figure = np.full(2, (crop.shape[0] - 1) / 2)
+    ) -> tuple[Field, NDArray[np.float64], float]:
+        """A crop, the middle of a disc in it, with its figure or without any, and the disc's radius."""
+        crop = self.crops[int(random.integers(len(self.crops))) if sample.crop is None else sample.crop]
+        middle = (np.array(crop.size) - 1) / 2
+        figure = min(crop.figures.astype(float), key=lambda each: np.hypot(*(each - middle)))
         if random.random() < PASTED_FIGURES if sample.figure is None else sample.figure:
-            return crop, figure + on_circle(random, random.random() * (radius - FIGURE_RADIUS)), figure[None], radius
-        away = OTHER_CELL_RADIUS + FIGURE_RADIUS
-        places = [figure + on_circle(random, random.uniform(away, figure[0])) for _ in range(DARKEST_OF)]
-        return crop, darkest(crop, places), np.zeros((0, 2)), OTHER_CELL_RADIUS
+            return crop, figure + on_circle(random, random.random() * (radius - FIGURE_RADIUS_UM * self.px)), radius
+        away = (OTHER_CELL_RADIUS_UM + FIGURE_RADIUS_UM) * self.px
+        places = [figure + on_circle(random, random.uniform(away, max(away, *middle))) for _ in range(DARKEST_OF)]
+        places = [each.clip(0, 2 * middle) for each in places]  # beyond an edge the figure would be mirrored
+        clear = [each for each in places if (np.hypot(*(crop.figures - each).T) >= away).all()]
+        return crop, darkest(crop, clear or places), OTHER_CELL_RADIUS_UM * self.px
 
-    def _place_in_field(
-        self, random: np.random.Generator, radius: float
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
-        """Pixels and the middle of a disc without a figure: hard negative or anywhere; None where chance finds none."""
+    def _place_in_field(self, random: np.random.Generator, radius: float) -> tuple[Field, NDArray[np.float64]] | None:
+        """A field and the middle of a disc without a figure, hard negative or anywhere; None where none is found."""
         for _ in range(MAX_TRIES):
             if self.hard_negatives and random.random() < 0.5:
                 number, place = self.hard_negatives[random.integers(len(self.hard_negatives))]
-                field, places = self.fields[number], [place]
+                field, places = self.fields[number], [place.astype(float)]
             else:
-                field = self.fields[random.choice(len(self.fields), p=self.field_weights)]
-                places = list(random.random((DARKEST_OF, 2)) * field.size)
-            away = radius + FIGURE_RADIUS
-            places = [each for each in places if (np.hypot(*(field.figures - each).T) > away).all()]
+                field = self._any_field(random)
+                places = list(random.random((DARKEST_OF, 2)) * (np.array(field.size) - 1))
+            away = radius + FIGURE_RADIUS_UM * self.px
+            cells = np.concatenate([field.figures, field.unclear])
+            places = [each for each in places if (np.hypot(*(cells - each).T) > away).all()]
             if places:
-                return field.pixels, darkest(field.pixels, places)
+                return field, darkest(field, places)
         return None
 
     def _mosaic(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -254,18 +290,82 @@ def jitter_hsv(pixels: NDArray[np.uint8], random: np.random.Generator, strength:
     return np.asarray(cv2.cvtColor(cv2.merge([hue, *changed]), cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
+def around(linear: NDArray[np.float64], centre: ArrayLike, size: NDArray[np.int_]) -> NDArray[np.float64]:
+    """The affine map (2, 3) that shows a place of a field in the middle of a tile of `size` px (width, height)."""
+    offset = (size - 1) / 2 - linear @ np.asarray(centre, float)
+    return np.concatenate([linear, offset[:, None]], 1)
+
+
+def nearest_quarter(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A map (2, 2) of rotation, scale and flips with its angle rounded to quarter turns."""
+    flips = np.diag([1.0, np.sign(np.linalg.det(linear))])
+    turn = linear @ flips
+    angle = np.deg2rad(np.round(np.rad2deg(np.arctan2(turn[1, 0], turn[0, 0])) / QUARTER) * QUARTER)
+    scale = np.hypot(*turn[:, 0])
+    return scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).round() @ flips
+
+
+def warped(slide: Slide, matrix: NDArray[np.float64], size: NDArray[np.int_]) -> NDArray[np.uint8]:
+    """What an affine map (2, 3) from a slide's pixels to a tile's shows: uint8 (height, width, 3).
+
+    No more of the slide is read than the tile needs; beyond its edges it is mirrored.
+    """
+    width, height = size - 1
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], float) - matrix[:, 2]
+    corners = corners @ np.linalg.inv(matrix[:, :2]).T
+    left, top = (np.floor(corners.min(0)).astype(int) - MARGIN).tolist()
+    right, bottom = (np.ceil(corners.max(0)).astype(int) + MARGIN + 1).tolist()
+    window = slide.read_reflected(left, top, right - left, bottom - top)
+    moved = matrix + np.array([[0, 0, each] for each in matrix[:, :2] @ (left, top)])
+    return np.asarray(cv2.warpAffine(window, moved, size.tolist(), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def figures_in(
+    matrix: NDArray[np.float64], points: NDArray[np.float32], extent: Sequence[int], size: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """Where a tile shows points of a field, and their mirror images beyond its edges: float (N, 2) px.
+
+    Args:
+        matrix: (2, 3), from the field's pixels to the tile's.
+        points: float32 (K, 2) px of the field.
+        extent: (width, height) of the field.
+        size: (width, height) of the tile.
+    """
+    last = np.array(extent) - 1
+    inverse = np.linalg.inv(matrix[:, :2])
+    reach = np.abs(inverse) @ size / 2
+    centre = inverse @ ((size - 1) / 2 - matrix[:, 2])
+    if (centre < reach).any() or (centre + reach > last).any():
+        x, y = (_copies(points[:, axis], last[axis], centre[axis], reach[axis]) for axis in (0, 1))
+        points = np.stack([np.repeat(x, y.shape[1], 1).ravel(), np.tile(y, x.shape[1]).ravel()], 1)
+    shown = points @ matrix[:, :2].T + matrix[:, 2]
+    return shown[((shown >= -0.5) & (shown < size - 0.5)).all(1)]  # a pixel's centre is at integers
+
+
+def _copies(own: NDArray[np.floating], last: int, centre: float, reach: float) -> NDArray[np.float64]:
+    """Where the mirrored continuation of an axis from 0 to `last` shows places, (K,), about `centre`: float (K, N).
+
+    A copy that touches its original is one with it, and NaN.
+    """
+    period = max(2 * last, 1)
+    turns = np.arange(np.floor((centre - reach) / period), np.ceil((centre + reach) / period) + 1) * period
+    mirrored = turns - own[:, None].astype(float)
+    mirrored[np.minimum(own, last - own) < TOUCHING] = np.nan
+    return np.concatenate([turns + own[:, None], mirrored], 1)
+
+
 def on_circle(random: np.random.Generator, radius: float) -> NDArray[np.float64]:
     """A point on a circle around the origin: float (2,)."""
     angle = random.uniform(0, 2 * np.pi)
     return radius * np.array([np.cos(angle), np.sin(angle)])
 
 
-def darkest(pixels: NDArray[np.uint8], places: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def darkest(slide: Slide, places: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """That of some places (x, y) around which the red channel, which haematoxylin absorbs, is darkest."""
 
     def red(place: NDArray[np.float64]) -> float:
-        x, y = (max(0, int(each) - 5) for each in place)
-        return float(pixels[y : y + 11, x : x + 11, 0].mean())
+        x, y = (int(each) - 5 for each in place)
+        return float(slide.read_reflected(x, y, 11, 11)[..., 0].mean())
 
     return min(places, key=red)
 

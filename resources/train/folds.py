@@ -1,0 +1,61 @@
+"""Train a Track 1 system once for each fold of a split, and predict every fold by the system that never saw it.
+
+    python -m resources.train.folds rtmdet --system NAME --data DIR ... --split FILE.csv --out OUT
+
+Everything behind the training's name is for the training; {fold} in it is the fold's name, so that a second stage finds
+its own detector: --detector 'runs/detectors/fold_{fold}/model/rtmdet_tiny'. The split is one of python -m
+resources.data.split with --folds or --leave-out.
+
+OUT/fold_<name>/ is each training's folder, OUT/out_of_fold/ holds the predictions of all whole images in the folds
+(scores before calibration), and OUT/model/NAME/ is one system of all the folds' networks. Threshold and calibration
+come from the predictions, and so do honest figures:
+
+    python -m midog tune --track 1 --data DIR ... --predictions OUT/out_of_fold --model OUT/model/NAME
+    python -m midog evaluate --track 1 --data DIR ... --predictions OUT/out_of_fold
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from midog.errors import UserError, exit_code
+from midog.evaluation.splits import read_split
+from resources.train import candidates, focasnet, rtmdet, yolo11
+from resources.train.kit.arguments import TEST, TRAIN, VALIDATION
+from resources.train.kit.joined import join_folds, predict_fold
+
+TRAININGS = {"candidates": candidates, "focasnet": focasnet, "rtmdet": rtmdet, "yolo11": yolo11}
+
+
+def train(argv: Sequence[str] | None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("training", choices=TRAININGS, help="whose options follow, with {fold} for the fold's name")
+    parser.add_argument("--data", nargs="+", action="extend", required=True, metavar="DIR[:CASE,CASE]")
+    parser.add_argument("--split", type=Path, required=True, metavar="FILE.csv", help="with a fold for each training")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for all of it")
+    parser.add_argument("--system", required=True, metavar="NAME", help="as of the training")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    known, options = parser.parse_known_args(argv)
+    split = read_split(known.split)
+    folds = [name for name in split.names if name not in (TRAIN, VALIDATION, TEST)]
+    if len(folds) < 2:
+        raise UserError(f"{known.split}: has no folds to train on in turn; make it with --folds or --leave-out")
+    folders = [known.out / f"fold_{name.replace('/', '_')}" for name in folds]
+    same = ["--system", known.system, "--data", *known.data, "--split", str(known.split), "--device", known.device]
+    for fold, folder in zip(folds, folders, strict=True):
+        if not list(folder.glob("model/*/model.yaml")):
+            own = [option.replace("{fold}", fold) for option in options if option != "--resume"]
+            own += ["--resume"] * (folder / "recipe.yaml").exists()
+            if TRAININGS[known.training].main([*same, *own, "--fold", fold, "--out", str(folder)]):
+                raise UserError(f"{folder}: the training of this fold failed, see above; give the same command again")
+        predict_fold(folder, known.data, split, fold, known.out / "out_of_fold", known.device)
+    join_folds(folders, known.out / "model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

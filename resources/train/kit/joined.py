@@ -1,0 +1,91 @@
+"""The systems of several folds: their predictions of what they never saw, and all of their networks as one system."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from midog.calibration import Calibration
+from midog.engine.weights import choose_device
+from midog.evaluation.labelled import read_labelled, results_of
+from midog.evaluation.splits import Split
+from midog.files import check_writable, write_json
+from midog.run import Track1
+from midog.system import Made, System, Weights, load_system
+from resources.train.kit.export import write_model
+
+logger = logging.getLogger(__name__)
+
+Member = TypeVar("Member", bound=Weights)
+
+
+def exported(folder: Path) -> System:
+    """What the training of a fold exported, without the calibration, which was chosen on the very fold."""
+    (path,) = folder.glob("model/*/model.yaml")
+    system = load_system(path.parent)
+    detector, classifier = system.detector, system.classifier
+    assert detector is not None
+    if classifier:
+        members = tuple(replace(each, calibration=Calibration()) for each in classifier.members)
+        classifier = replace(classifier, members=members, calibration=Calibration())
+    return replace(system, detector=replace(detector, calibration=Calibration()), classifier=classifier)
+
+
+def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out: Path, device: str) -> None:
+    """Write OUT/IMAGE.json of every whole image of a fold, unless it is there.
+
+    Args:
+        folder: of the training that held the fold out.
+        data: selections of fields; folders of crops among them are left out.
+        split, fold: what was held out.
+        out: for the predictions.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    labelled = read_labelled(1, data, split, [fold])
+    check_writable(out)
+    left = [item for item in labelled.items if not (out / f"{item.image}.json").exists()]
+    logger.info("fold %s: %d images to predict, %d are there", fold, len(left), len(labelled.items) - len(left))
+    runner = Track1(exported(folder), str(choose_device(device)))
+    for image, result in results_of(runner, dataclasses.replace(labelled, items=left)):
+        write_json(out / f"{image}.json", result)
+
+
+def join_folds(folders: Sequence[Path], out: Path) -> None:
+    """Write OUT/SYSTEM: the networks of all folds as the members of one system, not calibrated yet.
+
+    Args:
+        folders: of the folds' trainings.
+        out: folder of systems.
+    """
+    systems = [exported(folder) for folder in folders]
+    first = systems[0]
+    assert first.detector is not None
+    target = out / first.system
+    target.mkdir(parents=True, exist_ok=True)
+    members = _copied(systems, [each.detector.members for each in systems if each.detector], target)
+    joined = replace(first, detector=replace(first.detector, members=members))
+    if first.classifier:
+        of_classifiers = _copied(systems, [each.classifier.members for each in systems if each.classifier], target)
+        joined = replace(joined, classifier=replace(first.classifier, members=of_classifiers))
+    sources = tuple(dict.fromkeys(source for each in systems for source in each.made.data))
+    made = Made(code=first.made.code, data=sources, pretrained=first.made.pretrained)
+    write_model(target, replace(joined, made=made))
+    logger.info("%d networks in %s; choose its threshold with midog tune --predictions", len(systems), target)
+
+
+def _copied(systems: Sequence[System], members: Sequence[tuple[Member, ...]], target: Path) -> tuple[Member, ...]:
+    """The members of every system as those of one, with their files in its folder."""
+    copied = []
+    for number, (system, own) in enumerate(zip(systems, members, strict=True)):
+        for member in own:
+            name = f"fold{number}_{member.weights}"
+            shutil.copyfile(system.path_of(member), target / name)
+            copied.append(replace(member, weights=name, shared=""))
+    return tuple(copied)
