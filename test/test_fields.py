@@ -1,4 +1,4 @@
-"""Labelled fields: how their tables are read, at another spacing, any number of files, crops as small regions, damage."""
+"""Labelled fields: tables, another spacing, any number of files, crops as small regions, unclear cells, damage."""
 
 import os
 import re

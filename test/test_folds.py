@@ -1,14 +1,21 @@
 """A system trained once for each fold of a split: images predicted by what never saw them, all networks joined."""
 
+import itertools
 import json
 
 import pytest
 import yaml
 from conftest import ROOT
+from PIL import Image
 
 from midog.__main__ import main as midog
+from midog.errors import UserError
+from midog.evaluation.splits import read_split
 from midog.system import load_system
+from resources.data.crops import read_crops
 from resources.train import folds
+from resources.train.kit.recipes import read_plan
+from resources.train.kit.subtypes import AtypicalRecipe, split_folds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,3 +66,20 @@ def test_a_split_without_folds(data, command, tmp_path, capsys):
     (tmp_path / "split.csv").write_text("set,case,fold\nfields,case0,train\nfields,case1,validation\n")
     assert folds.main([*command, "--split", str(tmp_path / "split.csv"), "--out", str(tmp_path / "out")]) == 1
     assert "has no folds to train on in turn" in capsys.readouterr().err
+
+
+def test_track_2_takes_its_folds_from_a_split(tmp_path):
+    (tmp_path / "set").mkdir()
+    rows = []
+    for number, (case, label) in enumerate(itertools.product("abc", (0, 1))):
+        Image.new("RGB", (128, 128), (number, 0, 0)).save(tmp_path / f"set/{number}.png")
+        rows.append(f"{number}.png,{label},{case}\n")
+    (tmp_path / "set/labels.csv").write_text("file,label,case\n" + "".join(rows))
+    crops, path = read_crops([tmp_path / "set"]), tmp_path / "split.csv"
+    path.write_text("set,case,fold\nset,a,Utrecht\nset,b,test\nset,c,Vienna\n")
+    recipe = read_plan("convnextv2_small", "atypical", AtypicalRecipe).training
+    numbers = split_folds(crops, recipe, read_split(path))
+    assert numbers.tolist() == [0, 0, -1, -1, 1, 1]
+    crops.labels[5] = 0
+    with pytest.raises(UserError, match="fold Vienna has no normal or no atypical figure"):
+        split_folds(crops, recipe, read_split(path))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("set", "case", "fold")
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 MAKE = "make it with python -m resources.data.split"
 
 

@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from midog.errors import UserError, brief, exit_code
 from midog.evaluation.provenance import COLUMNS, UNKNOWN, describe
 from midog.evaluation.splits import COLUMNS as KEYS
+from midog.evaluation.splits import TEST, TRAIN, VALIDATION
 from midog.evaluation.tables import (
     CLASSES,
     NON_MITOTIC,
@@ -40,7 +41,7 @@ from midog.files import check_writable, write_with
 
 logger = logging.getLogger("resources.data.split")  # also where it is run as __main__
 
-PARTS = ("train", "validation", "test")
+PARTS = (TRAIN, VALIDATION, TEST)
 REMEDY = "give fewer folds, another ratio or --seed"
 DRAWS = 10  # scikit-learn's folds depend on the order of the slides; the best of so many orders is kept
 JOINS = 200  # and of so many ways to join folds to parts

@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midog.errors import UserError, exit_code
-from midog.evaluation.splits import read_split
+from midog.evaluation.splits import TEST, TRAIN, VALIDATION, read_split
 from resources.train import candidates, focasnet, rtmdet, yolo11
-from resources.train.kit.arguments import TEST, TRAIN, VALIDATION
 from resources.train.kit.joined import join_folds, predict_fold
 
 TRAININGS = {"candidates": candidates, "focasnet": focasnet, "rtmdet": rtmdet, "yolo11": yolo11}

@@ -11,7 +11,8 @@ The threshold is on the detector's own score, of two-stage systems too, whose se
 paper's confidence, no calibration moves it, and a second stage would hide what the detector has yet to learn.
 
 FILE.csv has the columns set (the folder's name), image, x, y (px of the image as stored), label and score;
-`--mined FILE.csv` hands it to the trainings.
+`--mined FILE.csv` hands it to the trainings. With `--split FILE --fold NAME` it mines what a training with the same
+options learns from.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from midog.evaluation.tables import CLASSES
 from midog.files import check_writable, write_file
 from midog.system import find_system, model_folder
 from resources.data.fields import MINED_COLUMNS, Field, read_fields
+from resources.train.kit.arguments import add_split_arguments, chosen_folds
 
 MinedRow = tuple[str, str, float, float, str, float]
 
@@ -43,6 +45,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="DIR[:CASE]", help="fields, or tissue without figures"
     )
+    add_split_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE.csv", type=Path, help="for what is mined")
     parser.add_argument("--threshold", type=float, default=0.25, help="least score of the detector (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -71,7 +74,8 @@ def mine(arguments: argparse.Namespace) -> None:
         )
     check_writable(arguments.out.parent)
     detector = SystemDetector(msgspec.structs.replace(system, classifier=None), choose_device(arguments.device))
-    fields = read_fields(arguments.data)
+    split, training, _ = chosen_folds(arguments)
+    fields = read_fields(arguments.data, split, training)
     rows: list[MinedRow] = []
     detections = 0
     for field in tqdm(fields, "fields", disable=None):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from midog.errors import UserError
-from midog.evaluation.splits import Split, read_split
+from midog.evaluation.splits import TEST, VALIDATION, Split, read_split
 from midog.system import DataSource
 from resources.data.fields import Field, add_mined, read_fields
 from resources.train.kit.export import data_sources
@@ -15,7 +15,6 @@ from resources.train.kit.run import given_sha256
 
 logger = logging.getLogger(__name__)
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"  # names of a split's folds
 FIELDS_HELP = (
     "folders of labelled fields, regions, slides or crops, see docs/DATA.md. DIR:CASE,CASE is only these cases, "
     "DIR:-CASE all but this one, "

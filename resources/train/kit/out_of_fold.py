@@ -19,8 +19,10 @@ from resources.train.kit.run import Processes, StateDict
 from resources.train.kit.subtypes import AtypicalRecipe, AtypicalTask, network_options, predict, subclass_names
 
 
-def folds_of(text: str, count: int) -> list[int]:
-    """The folds that --folds names."""
+def folds_of(text: str | None, count: int) -> list[int]:
+    """The folds that --folds names; all without it."""
+    if text is None:
+        return list(range(count))
     try:
         folds = sorted({int(number) for number in text.split(",")})
         if not set(folds) <= set(range(count)):

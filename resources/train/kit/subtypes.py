@@ -1,9 +1,11 @@
 """Training Track 2's classifier: its recipe, its folds, its losses; one fold is one `resources.train.kit.loop.Task`."""
 
+import logging
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from torch import nn
 
 from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
 from midog.errors import UserError
+from midog.evaluation.splits import TEST, Split
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
 from midog.system import CROP_UM, Classifier, NotNegative, Pretrained
@@ -22,6 +25,8 @@ from resources.train.kit.pretrained import load_start
 from resources.train.kit.recipes import LoopRecipe
 from resources.train.kit.run import Processes, StateDict, seed_everything
 from resources.train.kit.workers import batches_of
+
+logger = logging.getLogger(__name__)
 
 
 class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
@@ -98,8 +103,19 @@ def subclass_names(crops: Crops, recipe: AtypicalRecipe) -> list[str]:
     return crops.subclass_names if recipe.subclass_weight else []
 
 
-def split_folds(crops: Crops, recipe: AtypicalRecipe) -> NDArray[np.int64]:
-    """Fold number of every crop, stratified by label and grouped by case: int (N,)."""
+def split_folds(crops: Crops, recipe: AtypicalRecipe, split: Split | None = None) -> NDArray[np.int64]:
+    """Fold number of every crop, int (N,): of a split, or stratified by label and grouped by case.
+
+    Args:
+        crops: all of them.
+        recipe: says how many folds there are without a split.
+        split: its folds are numbered in the file's order; what is in "test" has -1.
+
+    Raises:
+        UserError: too few cases; the split does not know one, or leaves a fold without both classes.
+    """
+    if split:
+        return _folds_of_split(crops, split)
     from sklearn.model_selection import StratifiedGroupKFold
 
     cases = len(np.unique(crops.cases))
@@ -111,6 +127,24 @@ def split_folds(crops: Crops, recipe: AtypicalRecipe) -> NDArray[np.int64]:
     numbers = np.full(len(crops), -1)
     for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), crops.cases)):
         numbers[held_out] = number
+    return numbers
+
+
+def _folds_of_split(crops: Crops, split: Split) -> NDArray[np.int64]:
+    names = [name for name in split.names if name != TEST]
+    numbers = np.full(len(crops), -1)
+    sets = np.array([file.partition("/")[0] for file in crops.files])
+    for name in np.unique(sets):
+        mine = np.flatnonzero(sets == name)
+        table = pd.DataFrame({"case": crops.cases[mine], "row": mine})
+        for number, fold in enumerate(names):
+            numbers[split.choose(table, name, [fold]).row.to_numpy()] = number
+    for number, fold in enumerate(names):
+        if len(np.unique(crops.labels.numpy()[numbers == number])) < 2:
+            raise UserError(
+                f"{split.path}: fold {fold} has no normal or no atypical figure of --data; make another split"
+            )
+    logger.info("folds %s", ", ".join(f"{number}: {fold}" for number, fold in enumerate(names)))
     return numbers
 
 
@@ -151,7 +185,8 @@ class AtypicalTask:
     ) -> None:
         self.part, self.recipe, self.crops, self.fold = part, recipe, crops, fold
         self.device, self.processes = device, processes
-        self.training, self.held_out = np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
+        self.training = np.flatnonzero((numbers != fold) & (numbers >= 0))
+        self.held_out = np.flatnonzero(numbers == fold)
         self.steps_an_epoch = max(1, len(self.training) // recipe.batch)
         self.accumulate = recipe.accumulate
         seed_everything(recipe.seed, "start", fold)
