@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def test_folds_from_training_to_evaluation(data, command, tmp_path, capsys):
     for fold, learnt in (("left", "case1"), ("right", "case0")):
         system = load_system(out / f"fold_{fold}/model/rtmdet_tiny")
         assert [source.cases for source in system.made.data] == [(learnt,)]
-    assert sorted(path.name for path in (out / "out_of_fold").iterdir()) == ["0.png.json", "1.png.json"]
+    assert sorted(path.name for path in (out / "out_of_fold").iterdir()) == ["0.png", "1.png"]
 
     joined = load_system(out / "model/rtmdet_tiny")
     assert [member.weights for member in joined.detector.members] == [
@@ -49,17 +50,20 @@ def test_folds_from_training_to_evaluation(data, command, tmp_path, capsys):
     assert {source.cases for source in joined.made.data} == {("case0",), ("case1",)}
 
     # Killed before the second fold was predicted: the first is not touched again.
-    (out / "out_of_fold/1.png.json").unlink()
+    shutil.rmtree(out / "out_of_fold/1.png")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "fold_" in str(path)}
     assert folds.main([*command, "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert json.loads((out / "out_of_fold/1.png.json").read_text())["points"]
+    assert json.loads((out / "out_of_fold/1.png/mitotic-figures.json").read_text())["points"]
 
     capsys.readouterr()
-    tune = ["tune", "--track", "1", "--data", f"{data}/fields", "--predictions", str(out / "out_of_fold")]
-    assert midog([*tune, "--model", str(out / "model/rtmdet_tiny")]) in (0, 1)  # two steps may have learnt nothing
-    evaluate = ["evaluate", *tune[1:]]
-    assert midog(evaluate) == 0
+    predicted = ["--track", "1", "--data", f"{data}/fields", "--predictions", str(out / "out_of_fold")]
+    assert midog(["evaluate", *predicted, "--model", str(out / "model"), "--system", "rtmdet_tiny"]) == 0
+    said = capsys.readouterr()
+    assert "overall" in said.out
+    assert "trained on" not in said.out + said.err  # the joined system was, but each fold's own was not
+    assert midog(["tune", *predicted, "--model", str(out / "model/rtmdet_tiny")]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err  # a step of training may have learnt nothing to tune
 
 
 def test_a_split_without_folds(data, command, tmp_path, capsys):

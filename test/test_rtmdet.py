@@ -177,7 +177,7 @@ def real_tiles():
     if not folder.is_dir():
         pytest.skip("the real images are not here")
     tiles = []
-    for field in read_fields([f"{folder}:H03"])[:4]:
+    for field in [each.at(0.25) for each in read_fields([f"{folder}:H03"])[:4]]:
         corner = (field.figures[0].astype(int) - 64).clip(0, np.array(field.size) - 128)
         points = field.figures - corner
         points = points[((points >= 0) & (points < 128)).all(1)]

@@ -217,7 +217,7 @@ def test_none_starts_from_random_weights_whatever_the_recipe_says(table, system,
 
 def test_an_averages_batch_norm_is_measured_with_the_averages_weights(system, tmp_path):
     class Task:
-        steps_an_epoch, criterion, highest = 3, "loss", False
+        steps_an_epoch, accumulate, criterion, highest = 3, 1, "loss", False
 
         def __init__(self):
             torch.manual_seed(0)

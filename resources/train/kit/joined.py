@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from midog import about, job
 from midog.calibration import Calibration
-from midog.engine.weights import choose_device
 from midog.evaluation.labelled import read_labelled, results_of
 from midog.evaluation.splits import Split
 from midog.files import check_writable, write_json
@@ -36,7 +36,9 @@ def exported(folder: Path) -> System:
 
 
 def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out: Path, device: str) -> None:
-    """Write OUT/IMAGE.json of every whole image of a fold, unless it is there.
+    """Write OUT/IMAGE/, as `midog predict` does, for every whole image of a fold, unless it is there.
+
+    The note beside a result names the fold as its version: that system did not learn from the image.
 
     Args:
         folder: of the training that held the fold out.
@@ -50,11 +52,17 @@ def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out
     """
     labelled = read_labelled(1, data, split, [fold])
     check_writable(out)
-    left = [item for item in labelled.items if not (out / f"{item.image}.json").exists()]
+    name = job.RESULT_NAMES[1]
+    left = [item for item in labelled.items if not (out / item.image / about.NAME).exists()]
     logger.info("fold %s: %d images to predict, %d are there", fold, len(left), len(labelled.items) - len(left))
-    runner = Track1(exported(folder), str(choose_device(device)))
+    system = exported(folder)
+    made = {"system": system.system, "version": f"{system.version}, fold {fold}"}
+    spacings = {item.image: item.um_per_px for item in left}
+    runner = Track1(system, device)
     for image, result in results_of(runner, dataclasses.replace(labelled, items=left)):
-        write_json(out / f"{image}.json", result)
+        check_writable(out / image)
+        write_json(out / image / name, result)
+        about.write_about(out / image, made | {"image": {"name": image}, "um_per_px_given": spacings[image]})
 
 
 def join_folds(folders: Sequence[Path], out: Path) -> None:

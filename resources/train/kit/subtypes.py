@@ -203,7 +203,9 @@ class AtypicalTask:
     def batches(self, step: int) -> Iterator[Batch]:
         """Changed crops, each once an epoch, from a step on."""
         numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
-        for inputs, masks, chosen in batches_of(self._drawn, numbers, self.device.type == "cuda"):
+        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
+        for number, (inputs, masks, chosen) in zip(numbers, made, strict=True):
+            seed_everything(self.recipe.seed, self.fold, number, self.processes.rank)  # of what the network drops
             yield Batch(inputs.to(self.device), masks.to(self.device), chosen)
 
     def _drawn(self, number: int) -> Batch:
