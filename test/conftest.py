@@ -63,4 +63,5 @@ class Killed(BaseException):
 def training_arguments(data, system, out, *more, crops="crops"):
     """What Track 1's trainings are called with on the folders of `data`."""
     said = ["--data", f"{data}/fields:case0", "--crops", f"{data}/{crops}", "--validation", f"{data}/fields:case1"]
+    said += ["--pretrained", "none"]  # recipes name weights to download
     return [*said, "--system", str(system), "--out", str(out), "--device", "cpu", *more]

@@ -103,7 +103,7 @@ def system(data):
     recipes = values["training"]
     recipes["detector"] |= {"tile": [64, 64], "epochs": 2, "steps_an_epoch": 2, "batch": 4, "half_precision": False}
     recipes["detector"]["augmentation"]["mosaic_epochs"] = 1
-    values["classifier"] |= {"options": {"name": "test_convnext"}, "input_px": 32}
+    values["classifier"] |= {"options": {"name": "test_convnext", "drop_path_rate": 0.2}, "input_px": 32}
     recipes["classifier"] |= {"epochs": 3, "steps_an_epoch": 2, "batch": 8, "score_threshold": 1e-4}
     path = data / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -226,6 +226,7 @@ def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, 
     for name in ("classifier.safetensors", "model.yaml"):
         assert (data / "classifier/model/tiny" / name).read_bytes() == (data / "cut/model/tiny" / name).read_bytes()
     assert [row["epoch"] for row in csv.DictReader((data / "cut/epochs.csv").open())] == ["1", "2", "3"]
+    assert (data / "classifier/epochs.csv").read_text() == (data / "cut/epochs.csv").read_text()
 
     caplog.clear()
     model = load_system(data / "classifier/model/tiny")

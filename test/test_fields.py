@@ -1,5 +1,6 @@
 """Labelled fields: tables, another spacing, any number of files, crops as small regions, unclear cells, damage."""
 
+import argparse
 import os
 import re
 from collections import OrderedDict
@@ -14,13 +15,14 @@ from PIL import Image
 
 from midog.detections import Detections
 from midog.errors import UserError
-from midog.images.slide import ArraySlide, at_spacing
+from midog.images.slide import ArraySlide, Slide, at_spacing
 from midog.system import load_system
 from resources.data import on_demand
-from resources.data.fields import Field, read_fields
+from resources.data.fields import Field, decoded_px, read_fields
 from resources.data.on_demand import OnDemandSlide
 from resources.train import rtmdet
 from resources.train.kit import proposals
+from resources.train.kit.arguments import add_data_arguments, read_training_data
 from resources.train.kit.proposals import Proposer
 from resources.train.kit.workers import batches_of
 
@@ -218,6 +220,17 @@ def test_a_worker_opens_files_of_its_own(little, files, tmp_path):
     assert len(on_demand._opened) == 1
 
 
+@pytest.mark.parametrize(
+    ("segment", "decoded"),
+    [((1, 1), 512 * 512), ((256, 256), 512 * 512), ((7000, 16), 7000 * 512), ((7000, 5400), 37_800_000)],
+)
+def test_what_a_window_costs_by_hand(segment, decoded):
+    """Of an image of 7,000 x 5,400 px: mapped, in tiles, in strips, in one piece."""
+    slide = Slide((7000, 5400), (0.25, 0.25))
+    slide.segment = segment
+    assert decoded_px(slide) == decoded
+
+
 # --- crops as regions ---------------------------------------------------------------
 
 CELLS = [(40, 200, 1), (90, 215, -1), (60, 170, 0), (300, 30, 0), (330, 60, 1), (575, 470, 1), (545, 430, -1)]
@@ -355,3 +368,27 @@ def test_what_a_worker_finds_wrong_is_the_user_s_line():
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(UserError, match=r"^a.jpg: damaged; copy it again$"):
         next(batches)
+
+
+# --- what a training reads ----------------------------------------------------------
+
+
+def test_a_split_says_what_is_learnt_and_judged(folder, tmp_path):
+    """Its fold for tests is in neither; without it, or with both ways at once, there is one line."""
+
+    def read(*more):
+        parser = argparse.ArgumentParser()
+        add_data_arguments(parser)
+        return read_training_data(parser.parse_args(["--data", str(folder), *more]))
+
+    split = tmp_path / "split.csv"
+    split.write_text("set,case,fold\nset,a1,train\nset,a2,validation\nset,three.png,test\n")
+    for more, learnt, judged in (((), "one.png", "two.png"), (("--fold", "train"), "two.png", "one.png")):
+        data = read("--split", str(split), *more)
+        assert [[each.name for each in group] for group in data] == [[learnt], [judged], []]
+        assert [each.um_per_px[0] for each in data.at(0.25).validation] == [0.25 if judged == "two.png" else 0.26]
+    for more in ((), ("--split", str(split), "--validation", str(folder))):
+        with pytest.raises(UserError, match="either --split FILE or --validation DIR expected"):
+            read(*more)
+    with pytest.raises(UserError, match="no mitotic figure to validate on"):
+        read("--validation", f"{folder}:three.png")

@@ -13,6 +13,8 @@ from resources.data import synthetic
 from resources.data.fields import read_fields
 from resources.train.kit.rtmdet_loss import RTMDetLoss, assign, paired_iou
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 40
 
 

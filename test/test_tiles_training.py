@@ -352,7 +352,7 @@ def test_no_window_shows_a_cell_of_unclear_class_where_there_are_other_places(cr
     for x in (60, 840):
         disc(pixels, x, 150, FIGURE)
     disc(pixels, 150, 150, (0, 255, 0))
-    field = field_of(pixels, [(60, 150), (840, 150)], unclear=[(150, 150)])
+    field = field_of(pixels, [(60, 150), (840, 150)], [(150, 170)], [(150, 150)])
     tiles = dataset([field], crops, {source: 1}, TileAugmentation(rotation=180), size=128)
     for image, _ in (tiles[number] for number in range(60)):
         red, green, _ = image.int()

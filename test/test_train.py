@@ -87,9 +87,8 @@ def plan_of(system):
 
 
 def train(table, system, out, *more):
-    return atypical.main(
-        ["--data", str(table), "--system", str(system), "--out", str(out), "--folds", "0,1", "--device", "cpu", *more]
-    )
+    said = ["--data", str(table), "--system", str(system), "--out", str(out), "--folds", "0,1", "--device", "cpu"]
+    return atypical.main([*said, "--pretrained", "none", *more])
 
 
 SHORT = ("--folds", "0", "--set", "training.classifier.epochs=1")

@@ -17,20 +17,21 @@ from midog.images.slide import Slide, open_slide
 MAX_OPEN = 64  # files
 CACHE_BYTES = 512 << 20  # of decoded pixels
 
-_opened: OrderedDict[Path, Slide] = OrderedDict()
+_opened: OrderedDict[tuple[Path, float], Slide] = OrderedDict()
 _caches: list[Cache] = []
 
 
 def _slide(path: Path, um_per_px: float) -> Slide:
     """A file, open."""
-    if path not in _opened:
+    key = path, um_per_px
+    if key not in _opened:
         if not _caches:
             _caches.append(Cache(CACHE_BYTES))
-        _opened[path] = open_slide(path, um_per_px, cache=_caches[0])
+        _opened[key] = open_slide(path, um_per_px, cache=_caches[0])
         if len(_opened) > MAX_OPEN:
             _opened.popitem(last=False)[1].close()
-    _opened.move_to_end(path)
-    return _opened[path]
+    _opened.move_to_end(key)
+    return _opened[key]
 
 
 def _forget() -> None:

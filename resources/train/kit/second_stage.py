@@ -144,15 +144,18 @@ class CandidateTask:
     def batches(self, step: int) -> Iterator[Batch]:
         """Drawn and changed crops, from a step on."""
         numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
-        for batch in batches_of(self._drawn, numbers, self.device.type == "cuda"):
+        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
+        for number, batch in zip(numbers, made, strict=True):
+            seed_everything(self.recipe.seed, number, self.processes.rank)  # of what the network drops
             yield Batch(*(each.to(self.device, non_blocking=True) for each in batch))
 
     def _drawn(self, number: int) -> Batch:
-        """The crops of a forward; batches of one number are drawn alike in all processes, and each takes its part."""
+        """The crops of a forward: its part of those of a step, which are drawn alike in all processes."""
         recipe, rank, world = self.recipe, self.processes.rank, self.processes.world
-        seed_everything(recipe.seed, number)
-        count = min(recipe.batch // self.accumulate, len(self.chances))
-        chosen = torch.multinomial(self.chances, count, replacement=False)[rank::world]
+        step, part = divmod(number, self.accumulate)
+        seed_everything(recipe.seed, step)
+        drawn = torch.multinomial(self.chances, min(recipe.batch, len(self.chances)), replacement=False)
+        chosen = drawn[part * world + rank :: self.accumulate * world]
         seed_everything(recipe.seed, number, rank)
         labels = self.training.proposals.labels[chosen]
         images = torch.stack([self._cut(each) for each in chosen.tolist()])

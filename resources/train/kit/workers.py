@@ -8,7 +8,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
 
 MAX_WORKERS = 8
 
@@ -41,7 +41,7 @@ def batches_of(make: BatchMaker[Batch], numbers: Sequence[int], pinned: bool = F
         pinned: in memory from which a GPU copies beside its work.
 
     Raises:
-        UserError: what `make` raised.
+        UserError: what `make` raised; a worker died.
     """
     loader = DataLoader(
         _Made(make),
@@ -51,10 +51,18 @@ def batches_of(make: BatchMaker[Batch], numbers: Sequence[int], pinned: bool = F
         pin_memory=pinned,
         worker_init_fn=_begin,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that makes batches was ended ({brief(error)}); free some memory, or give a container more "
+            "shared memory (docker run --shm-size 8g), and go on with --resume"
+        ) from None
 
 
 def _begin(_: int) -> None:
