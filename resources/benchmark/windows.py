@@ -1,14 +1,15 @@
 """What the trainings' windows are made of, and what they cost.
 
     python -m resources.benchmark.windows pixels --systems NAME ... --data DIR[:CASE] ... [--crops DIR ...]
-    python -m resources.benchmark.windows speed --system NAME [--regions 10 60]
+    python -m resources.benchmark.windows speed --system NAME [--regions 10 60] [--image IMAGE]
 
 `pixels` draws 1,000 windows of each detector's recipe, without changes of colour, and counts the pixels that come from
 outside their image, and those that are mirrored: from fields whose pixels are all 100, once as they are and once with 0
 where they would be mirrored.
 
-`speed` makes regions of 7,215 x 5,412 px (JPEG-tiled TIFF) and draws windows of 512 px in two workers, then only reads
-the same places: windows a second, and the memory of a worker.
+`speed` makes regions of 7,215 x 5,412 px (JPEG-tiled TIFF) and draws windows of 512 px by as many workers as there are
+processors, as the recipe has them, without its changes of colour, and then only reads the same places: windows a
+second, and the memory of a worker.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from midog.errors import UserError, exit_code
-from midog.images.slide import ArraySlide, Slide
+from midog.images.slide import ArraySlide, Slide, open_slide
 from midog.system import read_system
 from resources.data import synthetic
 from resources.data.fields import Field, read_fields
@@ -33,7 +34,7 @@ from resources.data.on_demand import OnDemandSlide
 from resources.train.kit.arguments import TrainingData
 from resources.train.kit.detector import DetectorRecipe, training_tiles
 from resources.train.kit.recipes import SYSTEMS, read_plan
-from resources.train.kit.tiles import TileDataset
+from resources.train.kit.tiles import TileAugmentation, TileDataset
 from resources.train.kit.workers import batches_of
 
 WINDOWS = 1000
@@ -42,6 +43,7 @@ TOLERANCE = 3  # grey levels that pasting and its colours may round
 SIZE = 7215, 5412  # px, of the challenge's regions
 TILE = 512, 512
 BATCH = 8
+STEP = 300  # px between the figures of a made region
 CALM = {"hue": 0.0, "saturation": 0.0, "value": 0.0, "randaugment": 0, "erase": 0.0}
 
 Place = tuple[int, int, int, int, int]  # number of a field; x, y, width, height
@@ -110,17 +112,25 @@ def count_pixels(arguments: argparse.Namespace) -> None:
         print(f"{name:16s} {size:>12s} {fractions[0]:13.2%} {fractions[1]:9.2%}", flush=True)
 
 
-def make_regions(folder: Path, count: int) -> list[Field]:
-    """Different regions on disk, as fields with a figure here and there."""
-    drawn, figures = synthetic.region(0)
-    repeats = [-(-side // drawn.shape[axis]) for axis, side in enumerate(SIZE[::-1])]
+def region_of(image: Path | None) -> NDArray[np.uint8]:
+    """A region's pixels, an image's or drawn ones repeated: uint8 (5412, 7215, 3)."""
+    pixels = synthetic.region(0)[0]
+    if image:
+        with open_slide(image, synthetic.UM_PER_PX) as slide:
+            pixels = slide.read(0, 0, *slide.size)
+    repeats = [-(-side // pixels.shape[axis]) for axis, side in enumerate(SIZE[::-1])]
+    return np.tile(pixels, (*repeats, 1))[: SIZE[1], : SIZE[0]]
+
+
+def make_regions(folder: Path, count: int, pixels: NDArray[np.uint8]) -> list[Field]:
+    """Different regions on disk, as fields with figures all over."""
+    places = np.stack(np.meshgrid(*(np.arange(STEP, side, STEP) for side in SIZE)), -1).reshape(-1, 2)
     fields = []
     for number in tqdm(range(count), "making regions", disable=None, leave=False):
         path = folder / f"{number:03}.tiff"
-        turned = np.roll(drawn, number * 37, (0, 1))
-        synthetic.write_region_tiff(path, np.tile(turned, (*repeats, 1))[: SIZE[1], : SIZE[0]])
+        synthetic.write_region_tiff(path, np.roll(pixels, number * 37, (0, 1)))
         slide = OnDemandSlide(path, synthetic.UM_PER_PX)
-        fields.append(Field(path.name, path.stem, "made", slide, figures.astype(np.float32)))
+        fields.append(Field(path.name, path.stem, "made", slide, places.astype(np.float32)))
     return fields
 
 
@@ -152,31 +162,37 @@ class _Reads(Sequence[None]):
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:
-    """Print windows a second, those of reading alone, and the largest memory of a worker, by the number of regions."""
+    """Print windows a second, those of reading alone, and the most memory of a worker, by the number of regions."""
     if not Path("/proc/self/statm").exists():
         raise UserError("/proc: not found; a process's memory is read from it, on Linux")
-    print(f"{'regions':>7s} {'windows/s':>10s} {'reading alone':>14s} {'ratio':>6s} {'MiB a worker':>13s}")
+    print("regions  windows/s  no colour  read alone       ratios  MiB a worker")
     with tempfile.TemporaryDirectory() as name:
-        regions = make_regions(Path(name), max(arguments.regions))
+        pixels = region_of(arguments.image)
+        regions = make_regions(Path(name), max(arguments.regions), pixels)
         for count in arguments.regions:
             fields = regions[:count]
-            tiles = tiles_of(arguments.system, TrainingData(fields, [], []), tile=TILE, sampling="balanced")
-            places = _places_of(arguments.system, fields)
+            data = TrainingData(fields, [], [])
+            tiles = tiles_of(arguments.system, data, tile=TILE, sampling="balanced")
+            calm = msgspec.structs.replace(tiles.augmentation, **CALM)
+            uncoloured = tiles_of(arguments.system, data, tile=TILE, sampling="balanced", augmentation=calm)
+            places = _places_of(arguments.system, fields, calm, ArraySlide(pixels))
             rates, memory = [], 0.0
-            for items in (tiles, _Reads(fields, places)):
+            for items in (tiles, uncoloured, _Reads(fields, places)):
                 started = time.perf_counter()
                 told = list(batches_of(_Timed(items), range(WINDOWS // BATCH)))
                 rates.append(len(told) * BATCH / (time.perf_counter() - started))
                 memory = max(memory, *told)
-            ratio = rates[0] / rates[1]
-            print(f"{count:7d} {rates[0]:10.1f} {rates[1]:14.1f} {ratio:6.2f} {memory:13.0f}", flush=True)
+            ratios = f"{rates[0] / rates[2]:.2f}, {rates[1] / rates[2]:.2f}"
+            print(
+                f"{count:7d} {rates[0]:10.1f} {rates[1]:10.1f} {rates[2]:11.1f} {ratios:>12s} {memory:13.0f}",
+                flush=True,
+            )
 
 
-def _places_of(system: str, fields: Sequence[Field]) -> list[list[Place]]:
-    """What every window reads, noted on a drawn region that stands for all."""
-    drawn, _ = synthetic.region(0)
-    repeats = [-(-side // drawn.shape[axis]) for axis, side in enumerate(SIZE[::-1])]
-    stand_in = ArraySlide(np.tile(drawn, (*repeats, 1))[: SIZE[1], : SIZE[0]])
+def _places_of(
+    system: str, fields: Sequence[Field], augmentation: TileAugmentation, stand_in: Slide
+) -> list[list[Place]]:
+    """What every window reads, noted on a region that stands for all."""
     places: list[Place] = []
     recording = []
     for number, field in enumerate(fields):
@@ -184,7 +200,8 @@ def _places_of(system: str, fields: Sequence[Field]) -> list[list[Place]]:
         assert isinstance(each, _Recording)
         each.number, each.places = number, places
         recording.append(each)
-    tiles = tiles_of(system, TrainingData(list(recording), [], []), tile=TILE, sampling="balanced")
+    data = TrainingData(list(recording), [], [])
+    tiles = tiles_of(system, data, tile=TILE, sampling="balanced", augmentation=augmentation)
     noted = []
     for item in range(WINDOWS):
         tiles[item]
@@ -204,6 +221,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speed = kinds.add_parser("speed", help="windows a second and memory")
     speed.add_argument("--system", required=True, metavar="NAME", help="whose augmentation is drawn")
     speed.add_argument("--regions", nargs="+", type=int, default=[10, 60], metavar="N", help="how many (10 60)")
+    speed.add_argument("--image", type=Path, metavar="IMAGE", help="whose pixels fill the regions (drawn ones)")
     speed.set_defaults(run=measure_speed)
     return parser.parse_args(argv)
 

@@ -1,5 +1,6 @@
 import csv
 import io
+import logging
 import random
 import re
 import struct
@@ -35,6 +36,12 @@ def picture():
     waves = [np.sin(x / 19 + y / 31), np.cos(x / 23 - y / 17), np.sin(x * y / 4000)]
     noise = np.random.default_rng(0).normal(0, 4, (211, 307, 1))
     return (128 + 90 * np.stack(waves, axis=-1) + noise).round().astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch):
+    """Commands that ran before leave their log on stderr, which tests here look at."""
+    monkeypatch.setattr(logging.getLogger("midog"), "handlers", [])
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
             points = np.concatenate([points, more])
         if augmentation.hue or augmentation.saturation or augmentation.value:
             pixels = jitter_hsv(pixels, random, augmentation)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)  # copied into its order once, with the batch
         if self.colours:
             with torch.random.fork_rng(devices=[]):  # without workers this is the network's process
                 torch.manual_seed(int(random.integers(2**31)))
@@ -279,15 +279,15 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
 
 def jitter_hsv(pixels: NDArray[np.uint8], random: np.random.Generator, strength: TileAugmentation) -> NDArray[np.uint8]:
     """Change hue, saturation and value by up to a fraction of their range: uint8 (H, W, 3) -> the same."""
-    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL))
     levels = np.arange(256)
-    hue = cv2.LUT(hue, ((levels + 256 * random.uniform(-1, 1) * strength.hue) % 256).astype(np.uint8))
-    rows = ((saturation, strength.saturation), (value, strength.value))
-    changed = [
-        cv2.LUT(each, (levels * (1 + random.uniform(-1, 1) * fraction)).clip(0, 255).astype(np.uint8))
-        for each, fraction in rows
-    ]
-    return np.asarray(cv2.cvtColor(cv2.merge([hue, *changed]), cv2.COLOR_HSV2RGB_FULL), np.uint8)
+    hue = (levels + 256 * random.uniform(-1, 1) * strength.hue) % 256
+    saturation, value = (
+        (levels * (1 + random.uniform(-1, 1) * fraction)).clip(0, 255)
+        for fraction in (strength.saturation, strength.value)
+    )
+    table = np.stack([hue, saturation, value], 1)[None].astype(np.uint8)
+    changed = cv2.LUT(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL), table)
+    return np.asarray(cv2.cvtColor(changed, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
 def around(linear: NDArray[np.float64], centre: ArrayLike, size: NDArray[np.int_]) -> NDArray[np.float64]:
@@ -313,10 +313,13 @@ def warped(slide: Slide, matrix: NDArray[np.float64], size: NDArray[np.int_]) ->
     width, height = size - 1
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], float) - matrix[:, 2]
     corners = corners @ np.linalg.inv(matrix[:, :2]).T
-    left, top = (np.floor(corners.min(0)).astype(int) - MARGIN).tolist()
-    right, bottom = (np.ceil(corners.max(0)).astype(int) + MARGIN + 1).tolist()
-    window = slide.read_reflected(left, top, right - left, bottom - top)
-    moved = matrix + np.array([[0, 0, each] for each in matrix[:, :2] @ (left, top)])
+    first, last = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int) + 1
+    # The margin is for the interpolation; alone it is not worth a mirror.
+    start = np.maximum(first - MARGIN, np.minimum(first, 0))
+    stop = np.minimum(last + MARGIN, np.maximum(last, slide.size))
+    window = slide.read_reflected(*start.tolist(), *(stop - start).tolist())
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ start
     return np.asarray(cv2.warpAffine(window, moved, size.tolist(), borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
