@@ -22,6 +22,7 @@ from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_ne
 from midog.images.slide import Slide
 from midog.images.tiles import grid, has_tissue, read_tile
 from midog.models import DETECTORS
+from midog.system import STRIDE
 
 BATCH_SIZE = {"cpu": 2, "cuda": 16}
 
@@ -230,6 +231,8 @@ def find_candidates(
         found = detector(to_tensor([pixels for _, pixels in block], device))
         return zip([place for place, _ in block], found, strict=True)
 
+    width, height = (min(part, -(-side // STRIDE) * STRIDE) for part, side in zip(tile, slide.size, strict=True))
+    tile = width, height  # no larger than the slide, but for what its maps need
     places = grid(*slide.size, tile, overlap)
     tiles = prefetch(tiles_with_tissue(slide, progress(places) if progress else places, tile), 2 * batch)
     for (x, y), (box, score) in in_batches(tiles, forward, batch, "tiles"):

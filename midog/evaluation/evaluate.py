@@ -152,11 +152,15 @@ def _detection_table(
 def count_notes(cases: Sequence[DetectionCase]) -> list[str]:
     """How well figures are counted, in two lines."""
     error = metrics.count_error(cases)
-    slope = "n/a" if math.isnan(error.slope) else f"{error.slope:.2f}"
-    limits = "" if math.isnan(error.low) else f"; in 95 % of images {error.low:+.2f} to {error.high:+.2f}"
+    slope, limits = "", ""
+    if not math.isnan(error.slope):
+        slope = (
+            f": with each labelled figure the predicted count rises by {error.slope:.2f} (least squares; 1 is right)"
+        )
+    if not math.isnan(error.low):
+        limits = f"; in 95 % of images {error.low:+.2f} to {error.high:+.2f}"
     return [
-        f"Counts of {error.images} images: with each labelled figure the predicted count rises by {slope} "
-        "(slope of the least-squares line; 1 is right).",
+        f"Counts of {error.images} images{slope}.",
         f"Predicted minus labelled figures an image: {error.bias:+.2f} on average (bias){limits} "
         "(limits of agreement, Bland and Altman, Lancet 1986;327:307).",
     ]

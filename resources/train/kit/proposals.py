@@ -1,6 +1,5 @@
 """What stage 2 of Track 1 learns from: a detector's own proposals in whole fields, labelled by the nearest figure."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +16,6 @@ from midog.evaluation.metrics import MATCH_UM, match
 from midog.files import write_file
 from midog.system import Classifier, Detector, System
 from resources.data.fields import Field
-
-SMALL_TILE = 256  # px, for fields that are no larger
 
 
 @dataclass
@@ -61,9 +58,7 @@ class Proposer:
         assert system.detector is not None
         self.box_um = system.detector.box_um
         part = replace(system.detector, score_threshold=score_threshold)
-        self.large = SystemDetector(replace(system, detector=part, classifier=None), device)
-        self.small = copy.copy(self.large)
-        self.small.part = replace(part, tile=(SMALL_TILE, SMALL_TILE))
+        self.detector = SystemDetector(replace(system, detector=part, classifier=None), device)
 
     def gather(self, labelled: Sequence[Field], as_inference: bool) -> Proposals:
         """The candidates of fields.
@@ -76,8 +71,7 @@ class Proposer:
         """
         rows: list[tuple[int, NDArray[np.floating], int, float]] = []
         for number, field in enumerate(tqdm(labelled, "candidates", disable=None)):
-            detector = self.small if max(field.size) <= SMALL_TILE else self.large
-            found = detector(field)
+            found = self.detector(field)
             hit = np.zeros(len(found), bool)
             taken = match(field.figures, found.centres, MATCH_UM / field.um_per_px[0])
             hit[taken[taken >= 0]] = True
