@@ -15,6 +15,7 @@ from midog.evaluation.splits import read_split
 from midog.system import load_system
 from resources.data.crops import read_crops
 from resources.train import folds
+from resources.train.kit.joined import predict_fold
 from resources.train.kit.recipes import read_plan
 from resources.train.kit.subtypes import AtypicalRecipe, split_folds
 
@@ -55,6 +56,15 @@ def test_folds_from_training_to_evaluation(data, command, tmp_path, capsys):
     assert folds.main([*command, "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((out / "out_of_fold/1.png/mitotic-figures.json").read_text())["points"]
+
+    # Crops are learnt from, too, but there is nothing to search in them.
+    (tmp_path / "split.csv").write_text(
+        "set,case,fold\nfields,case0,left\nfields,case1,right\ncrops,crops/0.png,left\ncrops,crops/1.png,crops\n"
+    )
+    split, both = read_split(tmp_path / "split.csv"), [f"{data}/crops", f"{data}/fields"]
+    for fold, images in (("left", ["0.png"]), ("crops", [])):
+        predict_fold(out / "fold_left", both, split, fold, tmp_path / fold, "cpu")
+        assert [path.name for path in (tmp_path / fold).glob("*")] == images
 
     capsys.readouterr()
     predicted = ["--track", "1", "--data", f"{data}/fields", "--predictions", str(out / "out_of_fold")]

@@ -128,33 +128,46 @@ def read_fields(
         folder, images, figures = chosen_images(selection, split, folds)
         by_image = dict(list(figures.groupby("image")))
         rows = tqdm(images.itertuples(), f"{folder.name}: opening", len(images), disable=None, leave=False)
-        fields += [_read_field(folder, row, by_image.get(row.image)) for row in rows]
+        fields += [_read_field(folder, row, by_image.get(row.image, figures[:0])) for row in rows]
     _say_dear(fields)
     return fields
 
 
-def _read_field(folder: Path, row: Any, figures: pd.DataFrame | None) -> Field:
+def _read_field(folder: Path, row: Any, figures: pd.DataFrame) -> Field:
     """Of a row of images.csv and its rows of figures.csv."""
     path = folder / row.image
     slide = OnDemandSlide(path, float(row.um_per_px))
     said = getattr(row, "width", 0), getattr(row, "height", 0)
-    if all(said) and said != slide.size:
-        raise UserError(
-            f"{path}: {slide.size[0]} x {slide.size[1]} px, but its labels are for {said[0]} x {said[1]}; "
-            "give the image at its full size"
-        )
+    inside = labels_inside(path, slide.size, said, figures)
 
     def centres(label: str) -> NDArray[np.float32]:
-        if figures is None:
-            return _no_points()
-        points = figures[figures.label == label][["x", "y"]].to_numpy(np.float32)
-        return points[((points >= 0) & (points < slide.size)).all(1)]
+        return inside[inside.label == label][["x", "y"]].to_numpy(np.float32)
 
     mitotic, others, unclear = map(centres, (*CLASSES, UNCLEAR))
-    beside = 0 if figures is None else len(figures) - len(mitotic) - len(others) - len(unclear)
-    if beside:
-        logger.warning("%s: labels outside the image, left out: %d", path, beside)
     return Field(Path(row.image).name, row.case, folder.resolve().name, slide, mitotic, others, unclear)
+
+
+def labels_inside(path: Path, size: tuple[int, int], said: tuple[int, int], figures: pd.DataFrame) -> pd.DataFrame:
+    """The labels on an image; those beside it are told.
+
+    Args:
+        path: of the image, for messages.
+        size: (width, height) that it has, px.
+        said: (width, height) that the labels are for; 0 where that is not known.
+        figures: DataFrame with x and y, px.
+
+    Raises:
+        UserError: it has another size than its labels are for.
+    """
+    if all(said) and said != size:
+        raise UserError(
+            f"{path}: {size[0]} x {size[1]} px, but its labels are for {said[0]} x {said[1]}; "
+            "give the image at its full size"
+        )
+    inside = (figures.x >= 0) & (figures.x < size[0]) & (figures.y >= 0) & (figures.y < size[1])
+    if not inside.all():
+        logger.warning("%s: labels outside the image, left out: %d", path, (~inside).sum())
+    return figures[inside]
 
 
 def _field_of_crop(crop: CropRegion) -> Field:

@@ -16,6 +16,7 @@ from midog.errors import UserError
 from midog.files import check_writable, write_with
 from midog.images.slide import open_slide
 from resources.data.class_names import HARD_NEGATIVE, MITOTIC
+from resources.data.fields import labels_inside
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,6 @@ def _opened(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """What an image itself says (width, height, um_per_px), and the labels on it; those beside it are told."""
     with open_slide(path, default_um_per_px=um_per_px) as slide:
-        width, height = slide.size
-        spacing = round(float(np.mean(slide.um_per_px)), 6)
-    if row["width"] and (row["width"], row["height"]) != (width, height):
-        raise UserError(
-            f"{path}: {width} x {height} px, but its labels are for {row['width']} x {row['height']}; "
-            "give the image at its full size"
-        )
-    inside = (figures.x >= 0) & (figures.x < width) & (figures.y >= 0) & (figures.y < height)
-    if not inside.all():
-        logger.warning(f"{path}: labels outside the image, left out: {(~inside).sum()}")
-    return {"width": width, "height": height, "um_per_px": spacing}, figures[inside]
+        size, spacing = slide.size, round(float(np.mean(slide.um_per_px)), 6)
+    inside = labels_inside(path, size, (row["width"], row["height"]), figures)
+    return {"width": size[0], "height": size[1], "um_per_px": spacing}, inside

@@ -97,7 +97,7 @@ class DetectorTask:
         self.compute_loss = loss
         data = data.at(part.um_per_px)
         self.fields = data.validation
-        check_window(recipe.tile, [*data.fields, *data.crops])
+        check_window(recipe.tile, data.fields)
         self.layout = memory_format_of(network)
         self.steps_an_epoch = recipe.steps_an_epoch
         self.criterion: str = recipe.criterion
@@ -193,13 +193,13 @@ def training_tiles(recipe: DetectorRecipe, part: Detector, data: TrainingData) -
 
 
 def check_window(tile: Sequence[int], fields: Sequence[Field]) -> None:
-    """Make sure that a tile is no larger than every field.
+    """Make sure that a tile fits into a field.
 
     Raises:
-        UserError: else.
+        UserError: into none.
     """
-    width, height = (max(each.size[axis] for each in fields) for axis in (0, 1))
-    if tile[0] > width or tile[1] > height:
+    if not any(tile[0] <= width and tile[1] <= height for width, height in (each.size for each in fields)):
+        width, height = (max(each.size[axis] for each in fields) for axis in (0, 1))
         raise UserError(
             f"tile {tile[0]} x {tile[1]} px: no image is as large, the largest are {width} px wide and {height} px "
             "high; give a smaller one with --set training.detector.tile=[256,256], or other --data"

@@ -13,6 +13,7 @@ from midog import about, job
 from midog.calibration import Calibration
 from midog.evaluation.labelled import read_labelled, results_of
 from midog.evaluation.splits import Split
+from midog.evaluation.tables import chosen_images, holds_crops, split_selection
 from midog.files import check_writable, write_json
 from midog.run import Track1
 from midog.system import Made, System, Weights, load_system
@@ -50,7 +51,11 @@ def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out
     Raises:
         UserError: an image cannot be read.
     """
-    labelled = read_labelled(1, data, split, [fold])
+    whole = [each for each in data if not holds_crops(split_selection(each)[0])]
+    if not any(len(chosen_images(each, split, [fold])[1]) for each in whole):
+        logger.info("fold %s: crops alone, no whole image to predict", fold)
+        return
+    labelled = read_labelled(1, whole, split, [fold])
     check_writable(out)
     name = job.RESULT_NAMES[1]
     left = [item for item in labelled.items if not (out / item.image / about.NAME).exists()]

@@ -149,13 +149,14 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
 
         A cell of unclear class is neither a figure nor background, and glass teaches nothing: another one is drawn.
         """
-        for _ in range(MAX_TRIES):
+        for number in range(MAX_TRIES):
             sample = self.sampler(random)
             field = self._any_field(random) if sample.field is None else self.fields[sample.field]
             matrix = self._matrix_around(field, sample.point, random)
+            if number + 1 < MAX_TRIES and len(figures_in(matrix, field.unclear, field.size, self.size)):
+                continue
             pixels, points = self._window(field, matrix)
-            unclear = len(figures_in(matrix, field.unclear, field.size, self.size)) > 0
-            if not unclear and (sample.point is not None or has_tissue(pixels)):
+            if sample.point is not None or has_tissue(pixels):
                 break
         return (pixels, points) if sample.field is not None else self._pasted(pixels, points, sample, random)
 
@@ -177,8 +178,10 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         """
         drawn = self._linear(random)
         shift = random.random(2) - 0.5  # where in the tile the point is, or where in the field the tile
-        views = [self._inside(field, point, linear, shift) for linear in (drawn, nearest_quarter(drawn))]
-        return max(views, key=lambda view: view[1:])[0]  # the first of the best
+        view = self._inside(field, point, drawn, shift)
+        if not all(view[1:]):
+            view = max(view, self._inside(field, point, nearest_quarter(drawn), shift), key=lambda each: each[1:])
+        return view[0]
 
     def _inside(
         self, field: Field, point: NDArray[np.float32] | None, linear: NDArray[np.float64], shift: NDArray[np.float64]
