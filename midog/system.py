@@ -6,6 +6,7 @@ was expected and what stands there. Each weights file is checked against its sha
 """
 
 import fnmatch
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -25,6 +26,7 @@ CROP_UM = 32.0  # side of a Track 2 crop, whatever its um per pixel
 STRIDE = 32  # of the detectors' coarsest map, px
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+GreyLevel = Annotated[float, Meta(ge=0, le=255)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]  # and finite
 NotNegative = Annotated[float, Meta(ge=0, le=1e6)]
 UmPerPx = Annotated[float, Meta(ge=0.05, le=5)]
@@ -99,9 +101,10 @@ class Detector(_Strict, frozen=True):
         um_per_px: what it was trained at; images further off than 10 % are resampled for it.
         box_um: side of the box that a figure has.
         score_threshold: the least score of a candidate; weighted box fusion may take it lower.
-        nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused.
+        nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused. Maps
+            have no use for it.
         merge: `Merge`, across tiles.
-        views: dihedral views of each tile; what is found in them is joined by weighted box fusion.
+        views: dihedral views of each tile; what is found in them is joined by weighted box fusion, maps by their mean.
         fusion: how several members are joined: "average" (of their boxes and probabilities, place by place, before
             non-maximum suppression) or "weighted_box_fusion".
         precision: "auto" is half precision where the device has it, boxes and scores always decoded in float32.
@@ -115,8 +118,8 @@ class Detector(_Strict, frozen=True):
     overlap: Annotated[float, Meta(ge=0, le=0.9)]
     um_per_px: UmPerPx
     score_threshold: Fraction
-    nms_iou: Annotated[float, Meta(gt=0, le=1)]
     merge: Merge
+    nms_iou: Annotated[float, Meta(gt=0, le=1)] = 0.5
     box_um: Positive = 12.5
     views: Views = 1
     fusion: Literal["average", "weighted_box_fusion"] = "average"
@@ -186,6 +189,33 @@ class Pretrained(_Strict, frozen=True):
     licence: str
 
 
+class Tissue(_Strict, frozen=True):
+    """What the tissue that weights learned from looks like, as `midog.images.appearance` measures it.
+
+    Attributes:
+        haematoxylin, eosin: optical density in R, G and B, as unit vectors.
+        brightness: mean grey level of tissue, 0 to 255.
+        images, area_mm2: how many it was measured on, and what of them.
+        nucleus_um: diameters of nuclei: 10th percentile, median, 90th percentile; none where no whole nucleus shows.
+        white_level: mean grey level of glass, 0 to 255; none where no glass shows.
+    """
+
+    haematoxylin: tuple[Fraction, Fraction, Fraction]
+    eosin: tuple[Fraction, Fraction, Fraction]
+    brightness: GreyLevel
+    images: Annotated[int, Meta(ge=1)]
+    area_mm2: Positive
+    nucleus_um: tuple[Positive, Positive, Positive] | None = None
+    white_level: GreyLevel | None = None
+
+    def __post_init__(self) -> None:
+        for name, vector in (("haematoxylin", self.haematoxylin), ("eosin", self.eosin)):
+            if abs(math.hypot(*vector) - 1) > 1e-3:
+                raise ValueError(f"{name} is {math.hypot(*vector):g} long; a unit vector expected")
+        if self.nucleus_um and tuple(sorted(self.nucleus_um)) != self.nucleus_um:
+            raise ValueError("nucleus_um: 10th percentile, median and 90th percentile expected, none above the next")
+
+
 class Made(_Strict, frozen=True):
     """Where weights come from.
 
@@ -195,6 +225,7 @@ class Made(_Strict, frozen=True):
         pretrained: by part, "detector" or "classifier"; none means from scratch.
         metrics: figures measured when the weights were made.
         reliability: by bins of the probability: predicted, observed share, and number of points, on validation.
+        tissue: `Tissue` of the data, or of a sample of it.
     """
 
     code: str = ""
@@ -202,6 +233,7 @@ class Made(_Strict, frozen=True):
     pretrained: dict[Literal["detector", "classifier"], Pretrained] = {}
     metrics: dict[str, Any] = {}
     reliability: tuple[tuple[Fraction, Fraction, int], ...] = ()
+    tissue: Tissue | None = None
 
 
 class System(_Strict, frozen=True):

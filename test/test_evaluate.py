@@ -524,6 +524,23 @@ def test_counts_are_compared_by_image(tmp_path):
     assert "+0.00 on average (bias) (limits" in count_notes(cases[1:2])[1]
 
 
+def test_figures_are_told_by_the_readers_confidence(tmp_path, capsys):
+    """Of four figures the sure one and a doubtful one are found; where all are as sure, nothing is told."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "images.csv").write_text("image,um_per_px\na.png,0.5\n")
+    Image.new("RGB", (400, 400)).save(data / "a.png")
+    rows = [(100, 1.0), (200, 0.65), (300, 0.65), (350, 0.8)]
+    command = ["evaluate", "--track", "1", "--data", str(data), "--predictions", str(tmp_path / "found")]
+    write(tmp_path / "found/a/mitotic-figures.json", result(point(0.05, 0.05, 0.9), point(0.1, 0.1, 0.9)))
+    for doubtful in (True, False):
+        cells = [f"a.png,{xy},{xy},mitotic figure,{sure if doubtful else 1.0}" for xy, sure in rows]
+        (data / "figures.csv").write_text("\n".join(["image,x,y,label,score", *cells]))
+        assert main(command) == 0
+        told = "confidence in the label: 1: 1 of 1, 0.8: 0 of 1, 0.65: 1 of 2." in capsys.readouterr().out
+        assert told == doubtful
+
+
 def write_crops(folder, labels):
     """A table of two crops in each case: x of a dog, y of a cat."""
     folder.mkdir()

@@ -86,6 +86,41 @@ def test_which_cases_are_no_test(tmp_path):
     assert [system.trained_on(*each) for each in known] == [True, False, False, True, False]
 
 
+TISSUE = {"haematoxylin": [0.6, 0.8, 0.0], "eosin": [0.0, 0.96, 0.28], "brightness": 150.5, "images": 3}
+TISSUE |= {"area_mm2": 0.05, "nucleus_um": [5.5, 7.25, 10.0], "white_level": 240.0}
+
+
+def test_what_the_training_data_look_like_comes_back_from_yaml(tmp_path):
+    folder = write_system(tmp_path)
+    assert load_system(folder).made.tissue is None
+    change_yaml(folder, lambda values: values["made"].update(tissue=TISSUE))
+    system = load_system(folder)
+    assert (system.made.tissue.nucleus_um, system.made.tissue.eosin) == ((5.5, 7.25, 10.0), (0.0, 0.96, 0.28))
+    assert as_yaml(system)["made"]["tissue"] == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in TISSUE.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"haematoxylin": [0.6, 0.6, 0.0]}, "made.tissue: .*haematoxylin is 0.84.* long; a unit vector expected"),
+        ({"eosin": [-0.28, 0.96, 0.0]}, r"made.tissue.eosin\[0\]: -0.28: expected float >= 0.0"),
+        ({"nucleus_um": [5.5, 5.0, 10.0]}, "made.tissue: .*nucleus_um: 10th percentile, median"),
+        ({"nucleus_um": [0, 5.0, 10.0]}, r"made.tissue.nucleus_um\[0\]: 0: expected float > 0.0"),
+        ({"white_level": 256}, "made.tissue.white_level: 256: expected float <= 255"),
+        ({"brightness": float("nan")}, "made.tissue.brightness: nan: expected float"),
+        ({"images": 0}, "made.tissue.images: 0: expected int >= 1"),
+        ({"colour": 1}, "made.tissue: unknown key colour"),
+    ],
+)
+def test_bad_tissue_is_one_line_that_names_it(tmp_path, change, said):
+    folder = write_system(tmp_path)
+    change_yaml(folder, lambda values: values["made"].update(tissue=TISSUE | change))
+    with pytest.raises(UserError, match=said):
+        load_system(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -18,7 +18,7 @@ from midog.engine.two_stages import with_score
 from midog.errors import UserError
 from midog.evaluation import tune
 from midog.evaluation.metrics import DetectionCase, StackCase
-from midog.evaluation.tune import Objective, cross_validate, fit, folds_of, reliability_weights
+from midog.evaluation.tune import Objective, cross_validate, fit, folds_of, reliability, reliability_weights
 from midog.models import CLASSIFIERS, build, normalisation
 from midog.system import CROP_UM, load_system
 
@@ -91,6 +91,14 @@ def test_reliability_is_weighed_at_the_odds_of_the_operating_point():
     assert weights[labels].sum() / weights[~labels].sum() == pytest.approx(1, abs=0.05)
     weights = reliability_weights([stack(0, labels, scores)], sigmoid(1.0))
     assert weights[labels].sum() / weights[~labels].sum() == pytest.approx(np.exp(-1), rel=0.1)
+
+
+def test_reliability_is_the_plain_share_of_figures_by_probability():
+    probabilities = np.array([0.02, 0.06, 0.1, 0.55, 0.58, 0.51, 0.99, 1.0])
+    positive = np.array([0, 1, 1, 0, 0, 1, 1, 1], bool)
+    # .1 lies in the second bin, 1 in the last; the others are empty
+    expected = [(0.04, 0.5, 2), (0.1, 1.0, 1), (0.5467, 0.3333, 3), (0.995, 1.0, 2)]
+    assert reliability(probabilities, positive) == expected
 
 
 # --- the whole command, with a system of small random networks ----------------
@@ -179,6 +187,10 @@ def test_tune_moves_the_real_systems_operating_point(tmp_path, crops, capsys, se
     np.testing.assert_array_equal(after >= 0.5, before >= exact)
     # All else in model.yaml stays, in its order: the members' calibrations, too.
     assert new["made"]["metrics"].pop("tuned") == said
+    bins = new["made"].pop("reliability")
+    assert sum(points for *_, points in bins) == 40
+    figures = sum(observed * points for _, observed, points in bins)
+    assert figures == pytest.approx(atypical_above(before, 0.7).sum(), abs=0.01)
     assert json.dumps(new) == json.dumps(old)
 
 
@@ -273,10 +285,11 @@ def write_track1(folder, with_classifier):
 
 def test_the_detectors_score_beside_a_classifier_is_scaled_too(tmp_path):
     system, calibration = write_track1(tmp_path / "two", True), Calibration(1 / 3, 0.123456789)
-    part, present, after = tune.write_calibration(system, calibration, {})
+    part, present, after = tune.write_calibration(system, calibration, {}, [(0.25, 0.2, 5)])
     assert (part, present, after) == ("classifier", Calibration(), calibration)
     found = load_system(tmp_path / "two")
     assert (found.classifier.calibration, found.detector) == (calibration, system.detector)
+    assert found.made.reliability == ((0.25, 0.2, 5),)
     mean, scores = np.random.default_rng(0).uniform(0.05, 0.95, (2, 100))
     tuned = with_score(found.classifier.calibration.apply(mean), scores, found.classifier.score_weight)
     np.testing.assert_allclose(tuned, calibration.apply(with_score(mean, scores, 0.4)), atol=1e-12)
@@ -284,7 +297,7 @@ def test_the_detectors_score_beside_a_classifier_is_scaled_too(tmp_path):
 
 def test_a_detector_alone_is_calibrated_by_its_score(tmp_path):
     system, calibration = write_track1(tmp_path / "one", False), Calibration(2.0, 0.1)
-    assert tune.write_calibration(system, calibration, {})[0] == "detector"
+    assert tune.write_calibration(system, calibration, {}, [])[0] == "detector"
     assert load_system(tmp_path / "one").detector.calibration == Calibration(2.5, -0.9)
 
 
@@ -298,7 +311,7 @@ def test_a_model_that_would_not_load_stays_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune, "load_system", refuse)
     with pytest.raises(UserError):
-        tune.write_calibration(system, Calibration(2.0, 0.1), {"images": 3})
+        tune.write_calibration(system, Calibration(2.0, 0.1), {"images": 3}, [])
     assert (tmp_path / "two" / "model.yaml").read_bytes() == before
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from midog import system as schema
 from midog.calibration import LOGIT_LIMIT, Calibration
 from midog.engine.views import VIEWS, dihedral
-from midog.engine.weights import autocast, in_batches, load_network, to_tensor
+from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_network, to_tensor
 from midog.models import CLASSIFIERS, classifier_options, normalisation
 
 BATCH_SIZE = {"cpu": 4, "cuda": 64}  # what stays in a processor's cache runs 2.6 times as fast there as 64 crops
@@ -127,7 +127,7 @@ def load_classifier(system: schema.System, device: torch.device, field_um: float
         size = part.input_px if member.input_px is None else member.input_px
         name = member.network or part.network
         options = classifier_options(name, part.options if member.options is None else member.options, size)
-        network = load_network(CLASSIFIERS, name, options, system.path_of(member))
+        network = fold_batch_norms(load_network(CLASSIFIERS, name, options, system.path_of(member)))
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         one = NetworkClassifier(network, seen / field_um if field_um else 1.0, size, part.precision)
         classifiers.append(Calibrated(Views(one, part.views), member.calibration))

@@ -17,11 +17,12 @@ from torch import nn
 
 from midog import system as schema
 from midog.engine.boxes import nms, weighted_box_fusion
+from midog.engine.dense import MapViews, MeanMap, PlaceDetector
 from midog.engine.views import VIEWS, boxes_from_view, dihedral
 from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_network, to_tensor
 from midog.images.slide import Slide
 from midog.images.tiles import grid, has_tissue, read_tile
-from midog.models import DETECTORS
+from midog.models import DENSE, DETECTORS
 from midog.system import STRIDE
 
 BATCH_SIZE = {"cpu": 2, "cuda": 16}
@@ -146,14 +147,29 @@ def load_detector(system: schema.System, device: torch.device, score_threshold: 
     """
     part = system.detector
     assert part is not None
-    threshold = part.score_threshold if score_threshold is None else score_threshold
     networks: list[nn.Module] = []
     for member in part.members:
         network = fold_batch_norms(load_network(DETECTORS, part.network, part.options, system.path_of(member)))
         networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    return detector_of(networks, part, part.score_threshold if score_threshold is None else score_threshold)
+
+
+def detector_of(networks: Sequence[nn.Module], part: schema.Detector, score_threshold: float) -> Detector:
+    """Networks, as the members of a system's detector, with its views.
+
+    Args:
+        networks: at least one, what `part.network` and `part.options` build.
+        part: of the system.
+        score_threshold: the least score of a candidate.
+    """
+    if part.network in DENSE:
+        stride: int = networks[0].stride  # type: ignore[assignment]
+        network = MeanMap(networks) if len(networks) > 1 else networks[0]
+        network = MapViews(network, part.views) if part.views > 1 else network
+        return PlaceDetector(network, score_threshold, stride, part.box_um / part.um_per_px, part.precision)
     if part.fusion == "average" and len(networks) > 1:
         networks = [AveragedNetwork(networks)]
-    detectors = [NetworkDetector(network, threshold, part.nms_iou, part.precision) for network in networks]
+    detectors = [NetworkDetector(network, score_threshold, part.nms_iou, part.precision) for network in networks]
     detector = FusedDetector(detectors, part.nms_iou) if len(detectors) > 1 else detectors[0]
     return DetectorViews(detector, part.views, part.nms_iou) if part.views > 1 else detector
 

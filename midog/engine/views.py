@@ -16,6 +16,11 @@ def dihedral(images: torch.Tensor, view: int) -> torch.Tensor:
     return turned.flip(3) if view >= 4 else turned
 
 
+def undone(maps: torch.Tensor, view: int) -> torch.Tensor:
+    """The opposite of `dihedral`: what was computed of a view, (N, C, H, W), as the image has it."""
+    return torch.rot90(maps.flip(3) if view >= 4 else maps, -(view % 4), (2, 3))
+
+
 def boxes_from_view(boxes: NDArray[np.float32], view: int, height: int, width: int) -> NDArray[np.float32]:
     """Where boxes in a view lie in its image.
 

@@ -108,22 +108,21 @@ def load_network(
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Fold every batch norm that follows a convolution into it, in place.
+    """Fold every batch norm that follows a convolution into it, in place; of timm's norms the activation stays.
 
-    It does so in blocks that call their parts `conv` and `bn`, and where the two follow each other in an
-    `nn.Sequential`. Blocks that share a convolution have one each afterwards.
+    It does so where the two follow each other in an `nn.Sequential`, and among the parts of any other block where a
+    `conv...` stands right before a `bn...`. Blocks that share a convolution have one each afterwards.
 
     Returns:
         The network, in evaluation mode.
     """
     for module in network.eval().modules():
-        parts = dict(module.named_children())
-        names = list(parts) if isinstance(module, nn.Sequential) else ["conv", "bn"]
-        for first, second in itertools.pairwise(names):
-            convolution, norm = parts.get(first), parts.get(second)
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        in_order = isinstance(module, nn.Sequential)
+        for (first, convolution), (second, norm) in itertools.pairwise(list(module.named_children())):
+            named = first.startswith("conv") and second.startswith("bn")
+            if (in_order or named) and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, first, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, second, nn.Identity())
+                setattr(module, second, getattr(norm, "act", nn.Identity()))
     return network
 
 

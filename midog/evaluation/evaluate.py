@@ -7,6 +7,7 @@ evaluate.py).
 import logging
 import math
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -74,7 +75,7 @@ def table_of(track: int, inputs: Inputs, aggregates: dict[str, Any]) -> tuple[li
     if track == 1:
         groups = by_kind = detection_groups(inputs)
         rows, notes = _detection_table(by_kind, inputs.areas)
-        notes += [*count_notes(by_kind["overall"]), *inputs.notes]
+        notes += [*count_notes(by_kind["overall"]), *confidence_notes(inputs), *inputs.notes]
     else:
         stacks = cast("list[StackCase]", inputs.cases)
         groups = by_domain = {"overall": stacks} | metrics.stack_strata(stacks)
@@ -164,6 +165,23 @@ def count_notes(cases: Sequence[DetectionCase]) -> list[str]:
         f"Predicted minus labelled figures an image: {error.bias:+.2f} on average (bias){limits} "
         "(limits of agreement, Bland and Altman, Lancet 1986;327:307).",
     ]
+
+
+def confidence_notes(inputs: Inputs) -> list[str]:
+    """How many figures were found by the readers' confidence in the label, in a line; none where all were as sure."""
+    labelled: Counter[float] = Counter()
+    missed: Counter[float] = Counter()
+    for case in cast("list[DetectionCase]", inputs.cases):
+        known = inputs.confidences.get(case.image, {})
+        sure = [known.get(tuple(place)) for place in case.truths.tolist()]
+        labelled.update(value for value in sure if value is not None)
+        missed.update(value for value in (sure[number] for number in case.missed) if value is not None)
+    if len(labelled) < 2:
+        return []
+    found = [
+        f"{value:g}: {count - missed[value]} of {count}" for value, count in sorted(labelled.items(), reverse=True)
+    ]
+    return [f"Figures found by the readers' confidence in the label: {', '.join(found)}."]
 
 
 def _stack_table(

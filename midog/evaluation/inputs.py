@@ -44,6 +44,7 @@ class Inputs:
         sets, scanners: by image (Track 1 with --data), else empty; so are areas.
         areas: mm2 by image, each place of the tissue once.
         spacings: um/px by image, where it is not the file's.
+        confidences: by image and place (x, y, z) in mm, the readers' confidence in a label, where the tables tell it.
         trained: images (stacks) that the system was trained on.
     """
 
@@ -56,6 +57,7 @@ class Inputs:
     scanners: Mapping[str, str] = field(default_factory=dict)
     areas: Mapping[str, float] = field(default_factory=dict)
     spacings: Mapping[str, float | None] = field(default_factory=dict)
+    confidences: Mapping[str, Mapping[tuple[float, ...], float]] = field(default_factory=dict)
     trained: frozenset[str] = frozenset()
 
 
@@ -178,6 +180,11 @@ def read_inputs(arguments: Namespace, model: str | Path | None, system: str | No
         scanners={item.image: item.scanner for item in fields},
         areas={image: extent.mm2 for image, extent in known.items()},
         spacings={item.image: item.um_per_px for item in fields},
+        confidences={
+            item.image: dict(zip(map(tuple, labelled.truths[item.image]["annotations"]), item.confidences, strict=True))
+            for item in fields
+            if item.confidences
+        },
         trained=trained,
     )
 

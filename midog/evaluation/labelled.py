@@ -59,6 +59,8 @@ class Item:
         scanner: of a field, or "unknown".
         slide: of a field, the glass as all sets name it.
         place: in a larger image that other fields may be from, too, or None.
+        confidences: the readers' in each label of a field, in (0, 1], in the order of the ground truth; empty where
+            the table has no `score`.
     """
 
     image: str
@@ -70,6 +72,7 @@ class Item:
     scanner: str = UNKNOWN
     slide: str = UNKNOWN
     place: Place | None = None
+    confidences: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def _fields(selections: Sequence[str], split: Split | None, folds: Collection[st
             name, path, um_per_px = Path(row["image"]).name, folder / row["image"], float(row["um_per_px"])
             if name in truths:
                 raise UserError(f"{path}: a second image of this name; evaluate these folders one by one")
-            places = by_image[row["image"]][["x", "y"]].to_numpy(float) if row["image"] in by_image else []
+            labels = by_image.get(row["image"], figures[:0])
+            places = labels[["x", "y"]].to_numpy(float)
             tumor = source if row["tumor"] == UNKNOWN else row["tumor"]
             truths[name] = {
                 "annotations": [[float(x) * um_per_px / 1000, float(y) * um_per_px / 1000, 0.0] for x, y in places],
@@ -132,7 +136,8 @@ def _fields(selections: Sequence[str], split: Split | None, folds: Collection[st
                 "roi type": _roi_type(row, path, len(places) > 0 or (folder / "images.csv").exists()),
             }
             glass = row["scanner"], row["slide"]
-            items.append(Item(name, path, source, str(row["case"]), tumor, um_per_px, *glass, _place(row)))
+            sure = tuple(labels.score.astype(float)) if "score" in labels and labels.score.notna().all() else ()
+            items.append(Item(name, path, source, str(row["case"]), tumor, um_per_px, *glass, _place(row), sure))
     return Labelled(truths, items)
 
 

@@ -106,6 +106,12 @@ def describe(set_name: str, images: "pd.DataFrame") -> "pd.DataFrame":
     return described
 
 
+def domain_of(set_name: str, case: str) -> tuple[str, str, str]:
+    """Tumour, laboratory and scanner of a case of a public set; of another set its name, and nothing else."""
+    _, tumor, laboratory, scanner = _known(set_name, case)
+    return (tumor, laboratory, scanner) if tumor else (set_name, UNKNOWN, UNKNOWN)
+
+
 def _own(images: "pd.DataFrame", column: str) -> "pd.Series":
     """What the table itself says in a column, "" where it says nothing."""
     import pandas as pd

@@ -4,7 +4,8 @@ The threshold is chosen on all images; how good such a choice is, is measured by
 cross-validation over images: for each fold it is chosen on the other folds.
 Then model.yaml gets a calibration that puts the threshold at .5, where classes
 are named: P' = sigmoid(scale x (logit(P) - logit(threshold))), its scale from
-Platt's scaling.
+Platt's scaling. Beside it stands how often a candidate of such a probability is
+a figure, cross-validated, too.
 
 P is what the system predicts today, after the last calibration of model.yaml:
 that of the classifier's mean over its members or, without a classifier, that of
@@ -170,18 +171,36 @@ def reliability_weights(cases: Sequence[Case], threshold: float) -> Floats:
     return np.where(positive, 1 / (2 * positive.mean() * odds), 1 / (2 * (1 - positive.mean())))
 
 
+def reliability(probabilities: Floats, positive: Mask) -> list[tuple[float, float, int]]:
+    """What a probability means on the validation set: the plain share of figures, whatever the operating point.
+
+    Args:
+        probabilities: float64 (N,), cross-validated.
+        positive: bool (N,), which are figures.
+
+    Returns:
+        For each of ten bins of equal width that holds points: their mean probability, the share of figures among them,
+        and their number.
+    """
+    count = len(positive)
+    predicted, observed, fraction = metrics.reliability_bins(probabilities, positive, np.ones(count))
+    points = np.rint(fraction * count).astype(int)
+    return list(zip(predicted.round(4).tolist(), observed.round(4).tolist(), points.tolist(), strict=True))
+
+
 # --- model.yaml ---------------------------------------------------------------
 
 
 def write_calibration(
-    system: System, calibration: Calibration, note: dict[str, Any]
+    system: System, calibration: Calibration, note: dict[str, Any], bins: Sequence[tuple[float, float, int]]
 ) -> tuple[str, Calibration, Calibration]:
-    """Change the last calibration in model.yaml and note why; all else stays, in its order.
+    """Change the last calibration in model.yaml and note why, and what it is worth; all else stays, in its order.
 
     Args:
         system: as `load_system` read it.
         calibration: follows the present one.
         note: mapping for `made.metrics.tuned`.
+        bins: of `reliability`, for `made.reliability`.
 
     Returns:
         The part of the system whose calibration it is, and that before and after. Nothing is rounded, so that no
@@ -201,7 +220,9 @@ def write_calibration(
         part, present = "detector", system.detector.calibration
     after = present.then(calibration)
     values[part]["calibration"] = {"scale": after.scale, "shift": after.shift}
-    values.setdefault("made", {}).setdefault("metrics", {})["tuned"] = note
+    made = values.setdefault("made", {})
+    made.setdefault("metrics", {})["tuned"] = note
+    made["reliability"] = [list(each) for each in bins]
     write_yaml(path, values)
     try:
         load_system(system.folder)
@@ -271,7 +292,7 @@ def run(arguments: Namespace) -> None:
     _log_found(track, objective, cases, found, before, thresholds, threshold, errors)
     if cross_validated <= before:
         logger.warning("cross-validated, the new threshold is no better than .5 as it is: more images may be needed")
-    part, old, new = write_calibration(system, calibration, found)
+    part, old, new = write_calibration(system, calibration, found, reliability(probabilities, positive))
     logger.info(f"{part}: scale {old.scale:g} -> {new.scale:g}, shift {old.shift:g} -> {new.shift:g}")
     logger.info(f"calibration {folder / 'model.yaml'}")
     if out:

@@ -17,7 +17,9 @@ DETECTORS: dict[str, "str | Callable[..., nn.Module]"] = {
     "yolo11": "midog.models.yolo11:YOLO11",
     "rtmdet": "midog.models.rtmdet:RTMDet",
     "focasnet": "midog.models.focasnet:FoCasNet",
+    "centernet": "midog.models.centernet:CenterNet",
 }
+DENSE = {"centernet"}  # detectors that give a map, with its `stride`; the others give boxes
 CLASSIFIERS: dict[str, "str | Callable[..., nn.Module]"] = {
     "convnextv2": "midog.models.classifiers:ConvNeXtV2",
     "timm": "midog.models.classifiers:timm_classifier",

@@ -185,14 +185,18 @@ class ConvNeXtV2(nn.Module):
 
 
 def timm_classifier(
-    name: str, num_classes: int = 1, drop_path_rate: float = 0.0, img_size: int | None = None
+    name: str,
+    num_classes: int = 1,
+    drop_path_rate: float = 0.0,
+    drop_rate: float = 0.0,
+    img_size: int | None = None,
 ) -> nn.Module:
     """Any classifier of timm by its name, without weights.
 
     Args:
         name: timm's, with or without the tag of its weights; the tag decides `midog.models.normalisation`.
         num_classes: outputs.
-        drop_path_rate: stochastic depth, for networks that have it.
+        drop_path_rate, drop_rate: stochastic depth, and dropout before the last layer, for networks that have them.
         img_size: side of the input, px; heeded by networks that are made for one size (vision transformers), needless
             for all others.
 
@@ -200,10 +204,10 @@ def timm_classifier(
 
     Raises:
         RuntimeError: timm has no such network.
-        TypeError: the network has no stochastic depth.
+        TypeError: the network has no stochastic depth, or no dropout.
     """
     import timm
     from timm.models import resolve_model_input_args
 
-    options = {"num_classes": num_classes, "drop_path_rate": drop_path_rate or None}
+    options = {"num_classes": num_classes, "drop_path_rate": drop_path_rate or None, "drop_rate": drop_rate or None}
     return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **options))

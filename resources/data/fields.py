@@ -27,7 +27,7 @@ from midog.evaluation.tables import (
     holds_crops,
     split_selection,
 )
-from midog.images.slide import Slide, at_spacing
+from midog.images.slide import ArraySlide, Slide, at_spacing
 from resources.data.crop_regions import CropRegion, read_crop_regions
 from resources.data.on_demand import CACHE_BYTES, OnDemandSlide
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MINED_COLUMNS = ("set", *FIGURE_COLUMNS, "score")
 WINDOW = 512  # px of a side, to say what a window costs
+HELD_BYTES = 2 << 30  # of pixels that a training decodes beforehand
+CROP_UM = 40.0  # side of the largest field that is a crop around one cell
 DEAR_PX = 8 * WINDOW * WINDOW  # that are decoded for a window
 
 
@@ -98,6 +100,11 @@ class Field(Slide):
     @property
     def area_mm2(self) -> float:
         return self.size[0] * self.size[1] * self.um_per_px[0] * self.um_per_px[1] / 1e6
+
+
+def is_crop(field: Field) -> bool:
+    """Whether a field is no more than a crop around a cell."""
+    return max(side * spacing for side, spacing in zip(field.size, field.um_per_px, strict=True)) <= CROP_UM
 
 
 def scale_points(points: ArrayLike, factor: tuple[float, float]) -> NDArray[np.float32]:
@@ -173,6 +180,19 @@ def labels_inside(path: Path, size: tuple[int, int], said: tuple[int, int], figu
 def _field_of_crop(crop: CropRegion) -> Field:
     slide = OnDemandSlide(crop.path, crop.um_per_px, crop.part)
     return Field(crop.name, crop.case, crop.source, slide, crop.figures, crop.hard_negatives, corner=crop.part[:2])
+
+
+def in_memory(fields: Sequence[Field]) -> list[Field]:
+    """Fields with their pixels decoded, once, where all of them fit in `HELD_BYTES`; else as they are.
+
+    Processes that are forked afterwards share the memory.
+    """
+    if sum(each.size[0] * each.size[1] * 3 for each in fields) > HELD_BYTES:
+        return list(fields)
+    return [
+        replace(each, slide=ArraySlide(each.read(0, 0, *each.size), each.um_per_px, each.origin_mm))
+        for each in tqdm(fields, "decoding", disable=None, leave=False)
+    ]
 
 
 def _say_dear(fields: Sequence[Field]) -> None:

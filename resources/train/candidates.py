@@ -64,7 +64,7 @@ def train(argv: Sequence[str] | None) -> None:
     processes.wait()
     training, validation = (read_proposals(arguments.out / name) for name in (TRAINING, VALIDATION))
     candidates = Candidates(fields, training), Candidates(held_out, validation)
-    task = CandidateTask(network, part, recipe, *candidates, len(data.fields), device, processes)
+    task = CandidateTask(network, part, recipe, *candidates, device, processes)
     logger.info(
         "training candidates %d, mitotic figures %d; validation candidates %d, of which %d of %d mitotic figures",
         *(len(training), training.labels.sum(), len(validation), validation.labels.sum(), task.truths),

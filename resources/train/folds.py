@@ -6,6 +6,9 @@ Everything behind the training's name is for the training; {fold} in it is the f
 its own detector: --detector 'runs/detectors/fold_{fold}/model/rtmdet_tiny'. The split is one of python -m
 resources.data.split with --folds or --leave-out.
 
+With --mine SCORE, OUT/mined.csv holds what each fold's detector takes for figures in the tissue, crops too, that it did
+not learn from: hard negatives of every fold, none of them found by a network that knows the field's unlabelled figures.
+
 OUT/fold_<name>/ is each training's folder, OUT/out_of_fold/ holds the predictions of all whole images in the folds
 (scores before calibration), and OUT/model/NAME/ is one system of all the folds' networks. Threshold and calibration
 come from the predictions, and so do honest figures:
@@ -19,12 +22,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from midog.errors import UserError, exit_code
-from midog.evaluation.splits import TEST, TRAIN, VALIDATION, read_split
-from resources.train import candidates, focasnet, rtmdet, yolo11
-from resources.train.kit.joined import join_folds, predict_fold
+import pandas as pd
+from msgspec.structs import replace
 
-TRAININGS = {"candidates": candidates, "focasnet": focasnet, "rtmdet": rtmdet, "yolo11": yolo11}
+from midog.engine.two_stages import SystemDetector
+from midog.engine.weights import choose_device
+from midog.errors import UserError, exit_code
+from midog.evaluation.splits import TEST, TRAIN, VALIDATION, Split, read_split
+from midog.files import write_file
+from resources.data.fields import read_fields
+from resources.train import candidates, centernet, focasnet, rtmdet, yolo11
+from resources.train.kit.joined import exported, join_folds, predict_fold
+from resources.train.mine import mine_fields, write_mined
+
+MINED = "mined.csv"
+TRAININGS = {
+    "candidates": candidates,
+    "centernet": centernet,
+    "focasnet": focasnet,
+    "rtmdet": rtmdet,
+    "yolo11": yolo11,
+}
 
 
 def train(argv: Sequence[str] | None) -> None:
@@ -34,6 +52,7 @@ def train(argv: Sequence[str] | None) -> None:
     parser.add_argument("--split", type=Path, required=True, metavar="FILE.csv", help="with a fold for each training")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for all of it")
     parser.add_argument("--system", required=True, metavar="NAME", help="as of the training")
+    parser.add_argument("--mine", type=float, metavar="SCORE", help="write OUT/mined.csv, of so much at least")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     known, options = parser.parse_known_args(argv)
     split = read_split(known.split)
@@ -49,7 +68,32 @@ def train(argv: Sequence[str] | None) -> None:
             if TRAININGS[known.training].main([*same, *own, "--fold", fold, "--out", str(folder)]):
                 raise UserError(f"{folder}: the training of this fold failed, see above; give the same command again")
         predict_fold(folder, known.data, split, fold, known.out / "out_of_fold", known.device)
+        if known.mine is not None:
+            mine_fold(folder, known.data, split, fold, known.mine, known.device)
+    if known.mine is not None:
+        mined = pd.concat([pd.read_csv(folder / MINED) for folder in folders])
+        write_file(known.out / MINED, mined.to_csv(index=False))
     join_folds(folders, known.out / "model")
+
+
+def mine_fold(folder: Path, data: Sequence[str], split: Split, fold: str, threshold: float, device: str) -> None:
+    """Write FOLDER/mined.csv, unless it is there: hard negatives in the fold that FOLDER's training held out.
+
+    Args:
+        folder: of the training of a detector.
+        data: selections of fields and crops.
+        split, fold: what was held out.
+        threshold: the least score.
+        device: "auto", "cpu" or "cuda".
+    """
+    if (folder / MINED).exists():
+        return
+    system = exported(folder)
+    assert system.detector is not None
+    fields = read_fields(data, split, [fold])
+    detector = SystemDetector(replace(system, classifier=None), choose_device(device))
+    rows, detections = mine_fields(detector, fields, threshold, system.detector.box_um)
+    write_mined(folder / MINED, rows, fields, detections)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,6 +63,40 @@ def mined_from(field: Field, found: Detections, box_um: float) -> list[MinedRow]
     return rows
 
 
+def mine_fields(
+    detector: SystemDetector, fields: Sequence[Field], threshold: float, box_um: float
+) -> tuple[list[MinedRow], int]:
+    """What a detector takes for mitotic figures in fields where there are none.
+
+    Args:
+        detector: of one stage.
+        fields: labelled.
+        threshold: the least score.
+        box_um: what lies farther from every figure counts as mined.
+
+    Returns:
+        `mined_from` all fields; the number of all detections.
+    """
+    rows: list[MinedRow] = []
+    detections = 0
+    for field in tqdm(fields, "mining", disable=None):
+        found = detector(field)
+        found = found[found.scores >= threshold]
+        detections += len(found)
+        rows += mined_from(field, found, box_um)
+    return rows, detections
+
+
+def write_mined(path: Path, rows: Sequence[MinedRow], fields: Sequence[Field], detections: int) -> None:
+    """Write a list of hard negatives, whole or not at all, and print what it holds."""
+    write_file(path, pd.DataFrame(rows, columns=MINED_COLUMNS).to_csv(index=False))
+    area = sum(field.area_mm2 for field in fields)
+    print(
+        f"{path}: {len(fields)} images, {area:.2f} mm2, {detections} detections, {len(rows)} hard negatives "
+        f"({len(rows) / area:.1f} a mm2)"
+    )
+
+
 def mine(arguments: argparse.Namespace) -> None:
     system = find_system(model_folder(arguments.model), arguments.system, track=1)
     assert system.detector is not None
@@ -76,19 +110,8 @@ def mine(arguments: argparse.Namespace) -> None:
     detector = SystemDetector(msgspec.structs.replace(system, classifier=None), choose_device(arguments.device))
     split, training, _ = chosen_folds(arguments)
     fields = read_fields(arguments.data, split, training)
-    rows: list[MinedRow] = []
-    detections = 0
-    for field in tqdm(fields, "fields", disable=None):
-        found = detector(field)
-        found = found[found.scores >= arguments.threshold]
-        detections += len(found)
-        rows += mined_from(field, found, system.detector.box_um)
-    write_file(arguments.out, pd.DataFrame(rows, columns=MINED_COLUMNS).to_csv(index=False))
-    area = sum(field.area_mm2 for field in fields)
-    print(
-        f"{arguments.out}: {len(fields)} images, {area:.2f} mm2, {detections} detections, {len(rows)} hard negatives "
-        f"({len(rows) / area:.1f} a mm2)"
-    )
+    rows, detections = mine_fields(detector, fields, arguments.threshold, system.detector.box_um)
+    write_mined(arguments.out, rows, fields, detections)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from midog.errors import UserError
 from midog.evaluation.splits import TEST, VALIDATION, Split, read_split
 from midog.system import DataSource
-from resources.data.fields import Field, add_mined, read_fields
+from resources.data.fields import Field, add_mined, in_memory, is_crop, read_fields
 from resources.train.kit.export import data_sources
 from resources.train.kit.recipes import systems_of
 from resources.train.kit.run import given_sha256
@@ -131,8 +131,9 @@ class TrainingData(NamedTuple):
     crops: list[Field]
 
     def at(self, um_per_px: float) -> "TrainingData":
-        """All of them at a spacing."""
-        return TrainingData(*([each.at(um_per_px) for each in fields] for fields in self))
+        """All of them at a spacing; what is learnt from decoded, where it fits in memory."""
+        fields, validation, crops = ([each.at(um_per_px) for each in fields] for fields in self)
+        return TrainingData(in_memory(fields), validation, in_memory(crops))
 
 
 def read_training_data(arguments: argparse.Namespace) -> TrainingData:
@@ -142,7 +143,8 @@ def read_training_data(arguments: argparse.Namespace) -> TrainingData:
     if bool(split) == bool(arguments.validation):
         raise UserError("either --split FILE or --validation DIR expected, which choose the epoch and the threshold")
     fields = add_mined(read_fields(arguments.data, split, training), arguments.mined)
-    validation = read_fields(arguments.data, split, held_out) if split else read_fields(arguments.validation)
+    held_back = read_fields(arguments.data, split, held_out) if split else read_fields(arguments.validation)
+    validation = [each for each in held_back if not is_crop(each)] or held_back  # a crop is centred on its cell
     crops = [each for each in read_fields(arguments.crops, split, training) if len(each.figures)]
     for group, name in ((fields, "to train on"), (validation, "to validate on")):
         if not any(len(each.figures) for each in group):

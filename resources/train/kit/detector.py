@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from midog.engine.detector import NetworkDetector, find_candidates
+from midog.engine.detector import detector_of, find_candidates
 from midog.engine.two_stages import merge
 from midog.engine.weights import choose_device
 from midog.errors import UserError
-from midog.models import DETECTORS, build
+from midog.models import DENSE, DETECTORS, build
 from midog.system import Detector, Made, NotNegative, TileSide
 from resources.data.fields import Field
 from resources.train.kit.arguments import (
@@ -75,7 +75,8 @@ class DetectorTask:
 
     Args:
         network: what trains.
-        loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px) -> scalar.
+        loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px) -> scalar;
+            boxes are cut at the tile's edge, but for a dense network, which has also those that are centred beyond.
         recipe: `DetectorRecipe`.
         part: of the system: how whole fields are searched.
         data: what is learnt from and validated on, in the files' own pixels.
@@ -106,7 +107,14 @@ class DetectorTask:
         self.tiles = training_tiles(recipe, part, data)
         held_out = data.validation
         self.held_out = TileDataset(
-            held_out, [], recipe.tile, part.box_um, BalancedSampler(held_out), TileAugmentation(), recipe.seed
+            held_out,
+            [],
+            recipe.tile,
+            part.box_um,
+            BalancedSampler(held_out),
+            TileAugmentation(),
+            recipe.seed,
+            whole_boxes=part.network in DENSE,
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -169,7 +177,7 @@ class DetectorTask:
 
     def _search(self, member: nn.Module, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The candidates of a whole field, as inference finds and merges them."""
-        detector = NetworkDetector(member, VALIDATION_THRESHOLD, self.part.nms_iou)
+        detector = detector_of([member], msgspec.structs.replace(self.part, views=1), VALIDATION_THRESHOLD)
         boxes, scores = find_candidates(field, detector, self.part.tile, self.part.overlap, self.device)
         kept = merge(self.part.merge, boxes, scores, field.um_per_px)
         return boxes[kept], scores[kept]
@@ -188,7 +196,15 @@ def training_tiles(recipe: DetectorRecipe, part: Detector, data: TrainingData) -
         sampler = FixedFractionSampler(data.fields, len(data.crops), recipe.sampling)
     mosaics = recipe.augmentation.mosaic_epochs * recipe.steps_an_epoch * recipe.batch
     return TileDataset(
-        data.fields, data.crops, recipe.tile, part.box_um, sampler, recipe.augmentation, recipe.seed, mosaics
+        data.fields,
+        data.crops,
+        recipe.tile,
+        part.box_um,
+        sampler,
+        recipe.augmentation,
+        recipe.seed,
+        mosaics,
+        whole_boxes=part.network in DENSE,
     )
 
 

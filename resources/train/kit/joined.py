@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from midog import about, job
 from midog.calibration import Calibration
-from midog.evaluation.labelled import read_labelled, results_of
+from midog.evaluation.labelled import extents, read_labelled, results_of
 from midog.evaluation.splits import Split
 from midog.evaluation.tables import chosen_images, holds_crops, split_selection
 from midog.files import check_writable, write_json
 from midog.run import Track1
 from midog.system import Made, System, Weights, load_system
+from resources.data.fields import CROP_UM
 from resources.train.kit.export import write_model
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def exported(folder: Path) -> System:
 
 
 def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out: Path, device: str) -> None:
-    """Write OUT/IMAGE/, as `midog predict` does, for every whole image of a fold, unless it is there.
+    """Write OUT/IMAGE/, as `midog predict` does, for every image of a fold that is no crop, unless it is there.
 
     The note beside a result names the fold as its version: that system did not learn from the image.
 
@@ -56,10 +57,12 @@ def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out
         logger.info("fold %s: crops alone, no whole image to predict", fold)
         return
     labelled = read_labelled(1, whole, split, [fold])
+    known = extents(labelled.items)
+    items = [item for item in labelled.items if known[item.image].mm2 > (CROP_UM / 1000) ** 2]
     check_writable(out)
     name = job.RESULT_NAMES[1]
-    left = [item for item in labelled.items if not (out / item.image / about.NAME).exists()]
-    logger.info("fold %s: %d images to predict, %d are there", fold, len(left), len(labelled.items) - len(left))
+    left = [item for item in items if not (out / item.image / about.NAME).exists()]
+    logger.info("fold %s: %d images to predict, %d are there", fold, len(left), len(items) - len(left))
     system = exported(folder)
     made = {"system": system.system, "version": f"{system.version}, fold {fold}"}
     spacings = {item.image: item.um_per_px for item in left}

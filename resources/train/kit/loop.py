@@ -3,20 +3,23 @@
 What is trained is a `Task`: its network, its batches, its loss, its validation.
 """
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from midog.engine.weights import half_type
@@ -77,9 +80,36 @@ def memory_format_of(network: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if grouped else torch.channels_last
 
 
-def training_precision(device: torch.device, recipe: LoopRecipe) -> torch.autocast:
+class DepthwiseInFloat32(TorchFunctionMode):
+    """Leaves depthwise convolutions out of a processor's half precision, where their backward pass takes twice as long.
+
+    Measured on two cores, forward and backward of 64 images: EfficientNet-Lite0 at 96 px .78 -> .52 s, as the encoder
+    of CenterNet at 64 px .36 -> .24 s; in float32 altogether .89 and .31 s.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        if function is F.conv2d and groups > 1:
+            with torch.autocast("cpu", enabled=False):
+                return function(args[0].float(), *args[1:], **kwargs)
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def training_precision(device: torch.device, recipe: LoopRecipe) -> Iterator[None]:
     """Half precision for the forwards of a training, if its recipe says so; the one policy of all trainings."""
-    return torch.autocast(device.type, half_type(device), enabled=recipe.half_precision)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, half_type(device), enabled=recipe.half_precision))
+        if recipe.half_precision and device.type == "cpu":
+            stack.enter_context(DepthwiseInFloat32())
+        yield
 
 
 def learning_rate_at(recipe: LoopRecipe, step: int, steps_an_epoch: int) -> float:

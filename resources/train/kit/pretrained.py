@@ -20,6 +20,7 @@ from torch import nn
 from midog.errors import UserError
 from midog.files import sha256_of
 from midog.models import yolo11
+from midog.models.centernet import CenterNet
 from midog.models.focasnet import FoCasNet
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, RTMDet
 from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11
@@ -302,12 +303,27 @@ def _fill_focasnet(network: nn.Module, options: Mapping[str, Any], start: str, i
     return _take(network, {f"backbone.{key}": value for key, value in state.items() if key in expected}, read.record)
 
 
+def _fill_centernet(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
+    """The encoder, of timm's network of its name; the decoder stays new."""
+    assert isinstance(network, CenterNet)
+    name = options["encoder"]
+    read = _from_file(Path(start)) if _is_file(start) else _from_timm(start)
+    whole = timm.create_model(name)
+    state = _paired(with_names_of(read.state, whole.state_dict()), whole)
+    expected = network.encoder.model.state_dict()
+    found = {key: value for key, value in state.items() if key in expected}  # the layers behind the maps are not there
+    if reason := difference(found, expected, name):
+        raise UserError(f"{start}: {reason}: give weights of {name}")
+    return _take(network, {f"encoder.model.{key}": value for key, value in found.items()}, read.record)
+
+
 FILLERS: dict[str, Callable[[nn.Module, Mapping[str, Any], str, int | None], Pretrained]] = {
     "timm": _fill_timm,
     "convnextv2": _fill_convnextv2,
     "rtmdet": _fill_rtmdet,
     "yolo11": _fill_yolo11,
     "focasnet": _fill_focasnet,
+    "centernet": _fill_centernet,
 }
 
 

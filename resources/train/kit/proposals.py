@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from midog.detections import Detections
 from midog.engine.two_stages import SystemDetector, sees_finer
 from midog.evaluation.metrics import MATCH_UM, match
 from midog.files import write_file
@@ -50,13 +51,13 @@ class Proposer:
 
     Args:
         system: with the detector.
-        score_threshold: of the detector.
+        score_threshold: of the detector; 1 takes labelled cells alone, mined ones among them.
         device: torch.device.
     """
 
     def __init__(self, system: System, score_threshold: float, device: torch.device) -> None:
         assert system.detector is not None
-        self.box_um = system.detector.box_um
+        self.box_um, self.searches = system.detector.box_um, score_threshold < 1
         part = replace(system.detector, score_threshold=score_threshold)
         self.detector = SystemDetector(replace(system, detector=part, classifier=None), device)
 
@@ -71,7 +72,7 @@ class Proposer:
         """
         rows: list[tuple[int, NDArray[np.floating], int, float]] = []
         for number, field in enumerate(tqdm(labelled, "candidates", disable=None)):
-            found = self.detector(field)
+            found = self.detector(field) if self.searches or as_inference else Detections.of([], [], (1, 1))
             hit = np.zeros(len(found), bool)
             taken = match(field.figures, found.centres, MATCH_UM / field.um_per_px[0])
             hit[taken[taken >= 0]] = True

@@ -10,12 +10,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resources.data.fields import Field
+from midog.evaluation.provenance import domain_of
+from resources.data.fields import Field, is_crop
 
 MAX_ROUNDS = 10_000
 TOLERANCE = 1e-9
 
-Source = Literal["figure", "hard_negative", "background", "crops"]
+Source = Literal["figure", "crop_figure", "hard_negative", "background", "quiet", "crops"]
 
 
 class Sample(NamedTuple):
@@ -37,22 +38,35 @@ class Sample(NamedTuple):
 class FixedFractionSampler:
     """Draws from each `Source` as often as the recipe says; sources without a sample are left out.
 
+    - figure: a figure of a field, each as likely as another;
+    - crop_figure: a figure of fields that are crops, half of the draws evenly over figures, half over domains first
+      (tumour, laboratory and scanner) and over their figures then;
+    - hard_negative: a cell of fields and crops that is none, drawn in the same way;
+    - background: any place of any field;
+    - quiet: any place of the fields without a figure that are no crops;
+    - crops: a window of a field with discs from the crops beside them.
+
     Args:
         fields: at least one.
-        crops: how many there are.
+        crops: how many there are to paste.
         fractions: of the samples, by source; they need not add up to 1.
     """
 
     def __init__(self, fields: Sequence[Field], crops: int, fractions: Mapping[Source, float]) -> None:
+        small = [is_crop(each) for each in fields]
+        figures = [(number, point) for number, each in enumerate(fields) for point in each.figures]
+        hard = [(number, point) for number, each in enumerate(fields) for point in each.hard_negatives]
         self.cells: dict[str, list[Sample]] = {
-            "figure": [Sample(number, point) for number, each in enumerate(fields) for point in each.figures],
-            "hard_negative": [
-                Sample(number, point) for number, each in enumerate(fields) for point in each.hard_negatives
-            ],
+            "figure": [Sample(number, point) for number, point in figures if not small[number]],
+            "crop_figure": [Sample(number, point) for number, point in figures if small[number]],
+            "hard_negative": [Sample(number, point) for number, point in hard],
         }
-        self.field_weights = area_fractions(fields)
-        counts = {name: len(samples) for name, samples in self.cells.items()}
-        counts |= {"background": len(fields), "crops": crops}
+        self.domains = {name: by_domain(fields, self.cells[name]) for name in ("crop_figure", "hard_negative")}
+        quiet = [not crop and not len(each.figures) for crop, each in zip(small, fields, strict=True)]
+        areas = np.array([each.size[0] * each.size[1] for each in fields], float)
+        self.areas = {"background": areas.cumsum(), "quiet": (areas * quiet).cumsum()}
+        counts: dict[str, float] = {name: len(samples) for name, samples in self.cells.items()}
+        counts |= {name: total[-1] for name, total in self.areas.items()} | {"crops": crops}
         self.sources = [name for name in fractions if counts[name]]
         weights = np.array([fractions[name] for name in self.sources], float)
         self.source_weights = weights / weights.sum()
@@ -61,9 +75,13 @@ class FixedFractionSampler:
         source = random.choice(self.sources, p=self.source_weights)
         if source == "crops":
             return Sample()
-        if source == "background":
-            return Sample(int(random.choice(len(self.field_weights), p=self.field_weights)))
+        if source in self.areas:
+            areas = self.areas[source]
+            return Sample(int(np.searchsorted(areas, random.random() * areas[-1], side="right")))
         cells = self.cells[source]
+        if source in self.domains and random.random() < 0.5:
+            domains = self.domains[source]
+            cells = domains[random.integers(len(domains))]
         return cells[random.integers(len(cells))]
 
 
@@ -93,6 +111,19 @@ class BalancedSampler:
     def __call__(self, random: np.random.Generator) -> Sample:
         number = np.searchsorted(self.cumulative, random.random() * self.cumulative[-1], side="right")
         return self.samples[min(int(number), len(self.samples) - 1)]
+
+
+def by_domain(fields: Sequence[Field], samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples of fields by tumour, laboratory and scanner, as far as `midog.evaluation.provenance` knows them."""
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    known: dict[tuple[str, str], tuple[str, ...]] = {}
+    for sample in samples:
+        assert sample.field is not None
+        key = fields[sample.field].source, fields[sample.field].case
+        if key not in known:
+            known[key] = domain_of(*key)
+        groups.setdefault(known[key], []).append(sample)
+    return list(groups.values())
 
 
 def area_fractions(fields: Sequence[Field]) -> NDArray[np.float64]:

@@ -12,10 +12,11 @@ from midog.engine.classifier import NetworkClassifier, Views, classify, normalis
 from midog.engine.detector import prefetch
 from midog.engine.two_stages import PREFETCHED, cut_candidate, with_score
 from midog.evaluation.metrics import best_operating_point
+from midog.evaluation.provenance import domain_of
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
 from midog.system import Classifier, Fraction, NotNegative, Positive, Pretrained
-from resources.data.fields import Field
+from resources.data.fields import Field, is_crop
 from resources.train.kit.augment import Augmentation, augment
 from resources.train.kit.loop import training_precision
 from resources.train.kit.losses import contrastive_loss, focal_loss
@@ -38,6 +39,7 @@ class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
         alpha_mitotic, alpha_background, gamma: of the focal loss (equation 2).
         temperature, contrastive_weight: of the contrastive loss (equations 1 and 3).
         augmentation: see `Augmentation`.
+        label_smoothing: targets are so far from 0 and 1, both together.
         colour_jitter: brightness, contrast and saturation change by up to these fractions; empty switches it off.
         mixup: probability that a crop is blended with another one.
         randaugment: operations of RandAugment, magnitude 5.
@@ -53,6 +55,7 @@ class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
     temperature: Positive
     contrastive_weight: NotNegative
     augmentation: Augmentation
+    label_smoothing: Fraction = 0.0
     colour_jitter: Annotated[tuple[Fraction, ...], Meta(max_length=3)]
     mixup: Fraction
     randaugment: Annotated[int, Meta(ge=0)]
@@ -104,7 +107,6 @@ class CandidateTask:
         part: of the system.
         recipe: `CandidateRecipe`.
         training, validation: `Candidates`.
-        crops: numbers of the training fields from which on they are labelled crops.
         device: torch.device.
         processes: of torchrun.
     """
@@ -118,7 +120,6 @@ class CandidateTask:
         recipe: CandidateRecipe,
         training: Candidates,
         validation: Candidates,
-        crops: int,
         device: torch.device,
         processes: Processes,
     ) -> None:
@@ -134,7 +135,8 @@ class CandidateTask:
         self.steps_an_epoch, self.accumulate = recipe.steps_an_epoch, recipe.accumulate
         self.normalisation = normalisation(network)
         proposals = training.proposals
-        self.chances = sampling_chances(proposals.labels, proposals.fields >= crops, recipe.positive_fraction)
+        domains = domains_of(training.fields)[proposals.fields]
+        self.chances = sampling_chances(proposals.labels, domains, recipe.positive_fraction)
         self.colours: list[nn.Module] = []
         if recipe.colour_jitter:
             self.colours.append(v2.ColorJitter(*recipe.colour_jitter))
@@ -169,6 +171,7 @@ class CandidateTask:
         other = torch.randperm(len(images))
         images = weight[:, None, None, None] * images + (1 - weight[:, None, None, None]) * images[other]
         targets = weight * labels.float() + (1 - weight) * labels.float()[other]
+        targets = targets + recipe.label_smoothing * (0.5 - targets)
         images = erase(images, recipe.erase)
         return Batch(normalise(images, *self.normalisation), targets, labels, mixed)
 
@@ -215,19 +218,30 @@ class CandidateTask:
         return member.state_dict()
 
 
-def sampling_chances(labels: torch.Tensor, from_crops: torch.Tensor, positive_fraction: float) -> torch.Tensor:
+def domains_of(fields: Sequence[Field]) -> torch.Tensor:
+    """int64 (N,): -1 for a field, and for a crop around a cell the number of its tumour, laboratory and scanner."""
+    numbers: dict[tuple[str, ...], int] = {}
+    domains = [domain_of(each.source, each.case) if is_crop(each) else None for each in fields]
+    return torch.tensor([-1 if each is None else numbers.setdefault(each, len(numbers)) for each in domains])
+
+
+def sampling_chances(labels: torch.Tensor, domains: torch.Tensor, positive_fraction: float) -> torch.Tensor:
     """Chance of each proposal to be drawn: figures of fields and of crops half each, the rest evenly; float64 (N,).
+
+    Half of the crops' share is even over their figures, half over their domains first.
 
     Args:
         labels: int64 (N,), 1 a mitotic figure.
-        from_crops: bool (N,), whether each comes from a labelled crop, not from a field.
+        domains: int64 (N,), of each proposal's field, as `domains_of`.
         positive_fraction: of mitotic figures.
     """
     is_figure = labels == 1
     chances = torch.zeros(len(is_figure), dtype=torch.float64)
-    groups = [group for group in (is_figure & ~from_crops, is_figure & from_crops) if group.any()]
-    for group in groups:
-        chances[group] = positive_fraction / len(groups) / group.sum().item()
+    of_fields, of_crops = is_figure & (domains < 0), is_figure & (domains >= 0)
+    share = positive_fraction / max(1, int(of_fields.any()) + int(of_crops.any()))
+    chances[of_fields] = share / of_fields.sum().clamp_min(1)
+    kinds, kind, counts = domains[of_crops].unique(return_inverse=True, return_counts=True)
+    chances[of_crops] = share / 2 * (1 / of_crops.sum() + 1 / (counts[kind] * len(kinds))).double()
     chances[~is_figure] = (1 - positive_fraction) / max((~is_figure).sum().item(), 1)
     return chances
 

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from midog.images.slide import Slide
 from midog.images.tiles import has_tissue
 from midog.system import Fraction, NotNegative
-from resources.data.fields import Field
+from resources.data.fields import Field, is_crop
 from resources.train.kit.recipes import Degrees, Strict
 from resources.train.kit.sampler import Sample, area_fractions
 
@@ -53,6 +53,7 @@ class TileAugmentation(Strict, frozen=True):
         hue, saturation, value: each changes by up to this fraction of its range.
         mixup: probability that another tile is blended in, with a weight uniform in [0, 1].
         randaugment: colour operations drawn from RandAugment, magnitude 9; the geometry is drawn above.
+        blur: probability of a Gaussian blur of .4 to 1 px.
         erase: probability that a rectangle of .02 to .1 of the tile is erased.
         mosaic_epochs: so many first epochs join four tiles into each.
     """
@@ -67,6 +68,7 @@ class TileAugmentation(Strict, frozen=True):
     value: Fraction = 0.0
     mixup: Fraction = 0.0
     randaugment: Annotated[int, Meta(ge=0)] = 0
+    blur: Fraction = 0.0
     erase: Fraction = 0.0
     mosaic_epochs: Annotated[int, Meta(ge=0)] = 0
 
@@ -85,7 +87,8 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
     """Tiles with their boxes, without end: whoever draws them says how many.
 
     Item `i` is an image, uint8 (3, H, W), and the boxes of its figures, float32 (N, 4), corners x0, y0, x1, y1 in px,
-    cut at the tile's edge. It is the same whenever and in whatever process it is drawn: it is seeded by (seed, i).
+    cut at the tile's edge, or whole. It is the same whenever and in whatever process it is drawn: it is seeded by
+    (seed, i).
 
     Args:
         fields: at least one, at the um per pixel of the tiles.
@@ -96,6 +99,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         augmentation: of every tile.
         seed: at least 0.
         mosaic_tiles: so many first items are mosaics of four tiles.
+        whole_boxes: boxes are not cut, and there are those of figures whose centre lies up to half a box outside.
     """
 
     def __init__(
@@ -108,12 +112,15 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         augmentation: TileAugmentation,
         seed: int,
         mosaic_tiles: int = 0,
+        whole_boxes: bool = False,
     ) -> None:
         self.fields, self.crops, self.sampler, self.seed = fields, crops, sampler, seed
         self.augmentation, self.mosaic_tiles = augmentation, mosaic_tiles
         self.size = np.broadcast_to(size, 2)
         self.px = 1 / fields[0].um_per_px[0]  # to a um
         self.box_px = box_um * self.px
+        self.whole_boxes = whole_boxes
+        self.beyond = self.box_px / 2 if whole_boxes else 0.0
         self.hard_negatives = [(number, point) for number, each in enumerate(fields) for point in each.hard_negatives]
         self.field_weights = area_fractions(fields)
         self.colours = ColourRandAugment(num_ops=augmentation.randaugment) if augmentation.randaugment else None
@@ -129,6 +136,8 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
             points = np.concatenate([points, more])
         if augmentation.hue or augmentation.saturation or augmentation.value:
             pixels = jitter_hsv(pixels, random, augmentation)
+        if augmentation.blur and random.random() < augmentation.blur:
+            pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), random.uniform(0.4, 1.0)), np.uint8)
         image = torch.from_numpy(pixels).permute(2, 0, 1)  # copied into its order once, with the batch
         if self.colours:
             with torch.random.fork_rng(devices=[]):  # without workers this is the network's process
@@ -140,8 +149,9 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
 
     def _boxes(self, points: NDArray[np.float64]) -> torch.Tensor:
         """Boxes around centres in px."""
-        half = self.box_px / 2
-        corners = np.concatenate([(points - half).clip(0, self.size), (points + half).clip(0, self.size)], 1)
+        corners = np.concatenate([points - self.box_px / 2, points + self.box_px / 2], 1)
+        if not self.whole_boxes:
+            corners = corners.clip(0, np.tile(self.size, 2))
         return torch.from_numpy(corners.astype(np.float32))
 
     def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -166,7 +176,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
     def _window(self, field: Field, matrix: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """What an affine map shows of a field: uint8 (height, width, 3), and the figures in it, mirrored ones too."""
         pixels = warped(field, matrix, self.size)
-        return pixels, figures_in(matrix, field.figures, field.size, self.size)
+        return pixels, figures_in(matrix, field.figures, field.size, self.size, self.beyond)
 
     def _matrix_around(
         self, field: Field, point: NDArray[np.float32] | None, random: np.random.Generator
@@ -174,10 +184,12 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         """A drawn view of a field that shows a point of it, or any place, and stays inside where it can.
 
         A view that is turned by any angle leaves a small field, or does not reach a point at an edge: then it is turned
-        by quarters, if that helps.
+        by quarters, if that helps. A crop is no larger than a tile: inside it, its cell would always be in the middle.
         """
         drawn = self._linear(random)
         shift = random.random(2) - 0.5  # where in the tile the point is, or where in the field the tile
+        if point is not None and is_crop(field):
+            return around(drawn, point - np.linalg.inv(drawn) @ (shift * (self.size - self.box_px)), self.size)
         view = self._inside(field, point, drawn, shift)
         if not all(view[1:]):
             view = max(view, self._inside(field, point, nearest_quarter(drawn), shift), key=lambda each: each[1:])
@@ -327,7 +339,11 @@ def warped(slide: Slide, matrix: NDArray[np.float64], size: NDArray[np.int_]) ->
 
 
 def figures_in(
-    matrix: NDArray[np.float64], points: NDArray[np.float32], extent: Sequence[int], size: NDArray[np.int_]
+    matrix: NDArray[np.float64],
+    points: NDArray[np.float32],
+    extent: Sequence[int],
+    size: NDArray[np.int_],
+    beyond: float = 0.0,
 ) -> NDArray[np.float64]:
     """Where a tile shows points of a field, and their mirror images beyond its edges: float (N, 2) px.
 
@@ -336,16 +352,18 @@ def figures_in(
         points: float32 (K, 2) px of the field.
         extent: (width, height) of the field.
         size: (width, height) of the tile.
+        beyond: also points that are so far outside of the tile, px.
     """
     last = np.array(extent) - 1
     inverse = np.linalg.inv(matrix[:, :2])
-    reach = np.abs(inverse) @ size / 2
+    reach = np.abs(inverse) @ (size / 2 + beyond)
     centre = inverse @ ((size - 1) / 2 - matrix[:, 2])
     if (centre < reach).any() or (centre + reach > last).any():
         x, y = (_copies(points[:, axis], last[axis], centre[axis], reach[axis]) for axis in (0, 1))
         points = np.stack([np.repeat(x, y.shape[1], 1).ravel(), np.tile(y, x.shape[1]).ravel()], 1)
     shown = points @ matrix[:, :2].T + matrix[:, 2]
-    return shown[((shown >= -0.5) & (shown < size - 0.5)).all(1)]  # a pixel's centre is at integers
+    # a pixel's centre is at integers
+    return shown[((shown >= -0.5 - beyond) & (shown < size - 0.5 + beyond)).all(1)]
 
 
 def _copies(own: NDArray[np.floating], last: int, centre: float, reach: float) -> NDArray[np.float64]:
