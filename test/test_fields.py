@@ -18,7 +18,7 @@ from midog.errors import UserError
 from midog.images.slide import ArraySlide, Slide, at_spacing
 from midog.system import load_system
 from resources.data import on_demand
-from resources.data.fields import Field, decoded_px, read_fields
+from resources.data.fields import Field, decoded_px, is_crop, read_fields
 from resources.data.on_demand import OnDemandSlide
 from resources.train import rtmdet
 from resources.train.kit import proposals
@@ -322,6 +322,38 @@ def test_an_unclear_cell_is_no_proposal_to_learn_from(monkeypatch):
     }
 
 
+# --- crops ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "expected"), [((160, 160), True), ((161, 160), False), ((100, 161), False)])
+def test_a_crop_is_no_larger_than_40_um(size, expected):
+    slide = ArraySlide(np.zeros((*size, 3), np.uint8), (0.25, 0.25))
+    assert is_crop(Field("a", "a", "set", slide)) == expected
+
+
+def test_at_a_threshold_of_1_there_are_labelled_cells_alone_and_nothing_is_searched(monkeypatch):
+    """But where the second stage is judged, as at inference."""
+    searched = []
+
+    class Detector:
+        def __init__(self, system, device):
+            pass
+
+        def __call__(self, slide):
+            searched.append(slide)
+            return Detections.of([[130, 130, 180, 180]], [0], slide.um_per_px, scores=[0.5])
+
+    monkeypatch.setattr(proposals, "SystemDetector", Detector)
+    proposer = Proposer(load_system(ROOT / "model/sztu_small"), 1.0, torch.device("cpu"))
+    points = [np.array([place], np.float32) for place in ((50, 50), (20, 180), (150, 100))]
+    field = Field("a", "a", "set", ArraySlide(np.zeros((200, 200, 3), np.uint8), (0.25, 0.25)), *points)
+    got = proposer.gather([field], as_inference=False)
+    assert ((got.boxes[:, :2] + got.boxes[:, 2:]) / 2).tolist() == [[50, 50], [20, 180]]
+    assert (got.labels.tolist(), got.scores.tolist(), searched) == ([1, 0], [1, 1], [])
+    got = proposer.gather([field], as_inference=True)
+    assert (got.labels.tolist(), got.scores.tolist(), len(searched)) == ([0], [0.5], 1)
+
+
 # --- damaged files ------------------------------------------------------------------
 
 
@@ -392,3 +424,12 @@ def test_a_split_says_what_is_learnt_and_judged(folder, tmp_path):
             read(*more)
     with pytest.raises(UserError, match="no mitotic figure to validate on"):
         read("--validation", f"{folder}:three.png")
+
+
+def test_crops_are_not_validated_on_where_there_is_a_field(data):
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    for held_out, names in ((("fields:case1", "crops"), ["1.png"]), (("crops",), ["0.png", "1.png"])):
+        said = ["--data", f"{data}/fields:case0", "--validation", *(f"{data}/{each}" for each in held_out)]
+        validation = read_training_data(parser.parse_args(said)).validation
+        assert [each.name.rpartition("/")[2] for each in validation] == names

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
@@ -14,6 +15,7 @@ from midog.errors import UserError
 from midog.evaluation.splits import read_split
 from midog.system import load_system
 from resources.data.crops import read_crops
+from resources.data.fields import add_mined, read_fields
 from resources.train import folds
 from resources.train.kit.joined import predict_fold
 from resources.train.kit.recipes import read_plan
@@ -37,23 +39,31 @@ def command(data):
 
 def test_folds_from_training_to_evaluation(data, command, tmp_path, capsys):
     out = tmp_path / "out"
-    assert folds.main([*command, "--out", str(out)]) == 0
-    for fold, learnt in (("left", "case1"), ("right", "case0")):
+    assert folds.main([*command, "--out", str(out), "--mine", "0.005"]) == 0
+    for fold, learnt, held_out in (("left", "case1", "0.png"), ("right", "case0", "1.png")):
         system = load_system(out / f"fold_{fold}/model/rtmdet_tiny")
         assert [source.cases for source in system.made.data] == [(learnt,)]
+        assert set(pd.read_csv(out / f"fold_{fold}/mined.csv").image) == {held_out}
     assert sorted(path.name for path in (out / "out_of_fold").iterdir()) == ["0.png", "1.png"]
+
+    mined = pd.read_csv(out / "mined.csv")
+    assert set(mined.image) == {"0.png", "1.png"}
+    assert mined.score.min() >= 0.005
+    fields = read_fields([f"{data}/fields"])
+    for before, after in zip(fields, add_mined(fields, [out / "mined.csv"]), strict=True):
+        assert len(after.hard_negatives) > len(before.hard_negatives)
 
     joined = load_system(out / "model/rtmdet_tiny")
     assert [member.weights for member in joined.detector.members] == [
         "fold0_detector.safetensors",
         "fold1_detector.safetensors",
     ]
-    assert {source.cases for source in joined.made.data} == {("case0",), ("case1",)}
+    assert [source.cases for source in joined.made.data] == [("case0", "case1")]
 
     # Killed before the second fold was predicted: the first is not touched again.
     shutil.rmtree(out / "out_of_fold/1.png")
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "fold_" in str(path)}
-    assert folds.main([*command, "--out", str(out)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.glob("fold_*/**/*") if path.name != "train.log"}
+    assert folds.main([*command, "--out", str(out), "--mine", "0.005"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((out / "out_of_fold/1.png/mitotic-figures.json").read_text())["points"]
 

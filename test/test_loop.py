@@ -19,7 +19,7 @@ from torch import nn
 from midog.errors import UserError
 from resources.train.kit import loop
 from resources.train.kit.detector import DetectorRecipe
-from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at
+from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at, training_precision
 from resources.train.kit.recipes import LoopRecipe, read_plan
 from resources.train.kit.run import load_checkpoint
 
@@ -307,3 +307,25 @@ def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(tmp_path, monkey
     monkeypatch.undo()
     Loop(Points(RECIPE), RECIPE, tmp_path, CPU).run()
     assert len(rows_of(tmp_path)) == RECIPE.epochs
+
+
+# --- precision ----------------------------------------------------------------------
+
+
+def test_depthwise_convolutions_are_float32_in_half_precision_and_others_bfloat16():
+    torch.manual_seed(0)
+    depthwise, pointwise = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1)
+    images = torch.randn(2, 4, 8, 8)
+    exact = depthwise(images)
+    (gradient,) = torch.autograd.grad(exact.sum(), depthwise.weight)
+    with training_precision(CPU, changed(half_precision=True)):
+        first = depthwise(images)
+        second = pointwise(first)
+        third = depthwise(second)  # of what is bfloat16
+    assert torch.equal(first, exact)
+    assert torch.equal(torch.autograd.grad(first.sum(), depthwise.weight, retain_graph=True)[0], gradient)
+    assert (second.dtype, third.dtype) == (torch.bfloat16, torch.float32)
+    third.sum().backward()
+    assert all(each.grad.abs().sum() > 0 for each in (*depthwise.parameters(), pointwise.weight))
+    with training_precision(CPU, changed(half_precision=False)):
+        assert pointwise(images).dtype == torch.float32

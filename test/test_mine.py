@@ -96,7 +96,7 @@ def test_the_threshold_is_the_users_down_to_the_systems_own(folder, detector, tm
 
 def test_tissue_without_figures_is_mined_by_a_shipped_system(tmp_path):
     """The same tile without its labels and with: what is on its figures is mined from the former alone."""
-    pixels, places = synthetic.region(2025)
+    pixels, places, _ = synthetic.region(2025)
     pixels, places = pixels[:512, 1000:1512], places - (1000, 0)
     made = {name: tmp_path / name for name in ("quiet", "labelled")}
     for folder in made.values():

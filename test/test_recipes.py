@@ -8,20 +8,23 @@ from conftest import training_arguments as arguments
 
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options
-from resources.train import ablation, atypical, candidates, focasnet, mine, rtmdet, yolo11
+from resources.train import ablation, atypical, candidates, centernet, focasnet, mine, rtmdet, yolo11
 from resources.train.kit.arguments import add_data_arguments, parser_of
 from resources.train.kit.detector import DetectorRecipe
 from resources.train.kit.recipes import SYSTEMS, read_plan
 from resources.train.kit.second_stage import CandidateRecipe
 from resources.train.kit.subtypes import AtypicalRecipe
 
-SCRIPTS = {"yolo11": yolo11, "rtmdet": rtmdet, "focasnet": focasnet, "candidates": candidates, "atypical": atypical}
+SCRIPTS = {"yolo11": yolo11, "rtmdet": rtmdet, "focasnet": focasnet, "centernet": centernet, "candidates": candidates}
+SCRIPTS |= {"atypical": atypical}
 KINDS = {"candidates": CandidateRecipe, "atypical": AtypicalRecipe}
 TRAININGS = [
     *[(name, "yolo11") for name in ("sztu", "sztu_small", "yolo11_small")],
     *[(name, "rtmdet") for name in ("rtmdet_s", "rtmdet_tiny")],
     *[(name, "focasnet") for name in ("focasnet", "focasnet_small")],
+    ("centernet_two_stages", "centernet"),
     *[(name, "candidates") for name in ("sztu", "sztu_small", "focasnet", "focasnet_small", "rtmdet_two_stages")],
+    ("centernet_two_stages", "candidates"),
     *[(name, "atypical") for name in ("convnextv2", "convnextv2_small")],
 ]
 

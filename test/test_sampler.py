@@ -1,12 +1,17 @@
-"""The balanced sampling: cases by hand, draws against what is expected, any table, classes that cannot be even."""
+"""The balanced sampling: cases by hand, draws against what is expected, any table, classes that cannot be even; and the
+fixed fractions of sources."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from resources.train.kit.sampler import sampling_weights
+from midog.images.slide import ArraySlide
+from resources.data.fields import Field
+from resources.train.kit.sampler import FixedFractionSampler, sampling_weights
 
 # (dataset, slide, class): how many; the slides of both datasets have the same names.
 COUNTS = {
@@ -92,6 +97,7 @@ def assert_datasets_and_slides_are_even(weights, datasets, slides):
 ANY = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_datasets_and_slides_are_even_in_any_table(rows):
     datasets, slides, classes = zip(*rows, strict=True)
@@ -100,6 +106,7 @@ def test_datasets_and_slides_are_even_in_any_table(rows):
     assert_datasets_and_slides_are_even(weights, datasets, slides)
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_classes_are_even_where_every_slide_has_both(rows):
     rows = [*rows, *((dataset, slide, 1 - label) for dataset, slide, label in {*rows})]
@@ -125,3 +132,46 @@ def test_one_class_alone():
 def test_columns_that_are_no_table(columns):
     with pytest.raises(ValueError, match="one length above 0"):
         sampling_weights(*columns)
+
+
+# --- fixed fractions ----------------------------------------------------------------
+
+FRACTIONS = {"crop_figure": 0.4, "figure": 0.2, "hard_negative": 0.2, "background": 0.1, "quiet": 0.1}
+FIGURE, HARD_NEGATIVE = 10, 20  # their y
+
+
+def field(side, figures=0, hard_negatives=0, name="own", case="a"):
+    """Of so many px of .5 um a side; all of its figures are at one place, and all of its hard negatives."""
+    slide = ArraySlide(np.zeros((side, side, 3), np.uint8), (0.5, 0.5))
+    return Field(
+        "a.png", case, name, slide, *(np.full((n, 2), y, np.float32) for n, y in ((figures, 10), (hard_negatives, 20)))
+    )
+
+
+def test_fixed_fractions_of_fields_quiet_tissue_and_crops_of_two_domains():
+    """Half of the draws of figures in crops are even over the four crops, half over the two domains first."""
+    fields = [
+        field(200, figures=2, hard_negatives=1),
+        field(300, hard_negatives=1),
+        field(64, 1, name="atypia14_a_cells", case="A03"),
+        *[field(64, 1, name="cmc_cells", case=f"CMC_{number}") for number in ("02", "03", "05")],
+        field(64, hard_negatives=1),
+        field(100),
+    ]
+    sampler, random = FixedFractionSampler(fields, 0, FRACTIONS), np.random.default_rng(0)
+    drawn = [sampler(random) for _ in range(8000)]
+    counts = Counter((each.field, None if each.point is None else int(each.point[1])) for each in drawn)
+    area = 200**2 + 300**2 + 5 * 64**2 + 100**2
+    expected = {(0, FIGURE): 0.2, (2, FIGURE): 0.4 * (1 / 8 + 1 / 4)}
+    expected |= {(number, FIGURE): 0.4 * (1 / 8 + 1 / 12) for number in (3, 4, 5)}
+    expected |= {(number, HARD_NEGATIVE): 0.2 / 3 for number in (0, 1, 6)}
+    expected |= {(number, None): 0.1 * each.size[0] ** 2 / area for number, each in enumerate(fields)}
+    expected[1, None] += 0.1 * 0.9
+    expected[7, None] += 0.1 * 0.1
+    assert {key: count / len(drawn) for key, count in counts.items()} == pytest.approx(expected, abs=0.015)
+
+
+def test_sources_without_a_sample_are_left_out():
+    sampler = FixedFractionSampler([field(200, figures=1), field(64)], 0, FRACTIONS)
+    assert sampler.sources == ["figure", "background"]
+    assert sampler.source_weights == pytest.approx([2 / 3, 1 / 3])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midog.errors import UserError
-from midog.evaluation.provenance import COLUMNS, describe
+from midog.evaluation.provenance import BREAST, COLUMNS, PARIS, VIENNA, XT, describe, domain_of
 from midog.evaluation.splits import read_split
 from midog.evaluation.tables import chosen_images, holds_crops, read_crop_table
 from resources.data import split
@@ -356,3 +356,29 @@ def test_known_leaks_of_the_public_sets(tmp_path, monkeypatch, options):
         crops = read_crop_table(DATA / name, all_labels=True)
         fold = [folds[name, case] for case in crops.case]
         assert (pd.Series(fold).groupby(crops.source_image).nunique() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "expected"),
+    [
+        ("atypia14_a_cells", "A03_01", (BREAST, PARIS, XT)),
+        ("midogpp", "MIDOGpp_245", ("canine lymphoma", VIENNA, "3D Histech")),
+        ("quiet_tissue", "0e56fd11a762be0983f0", ("quiet_tissue", "unknown", "unknown")),  # a slide, of what is unknown
+        ("own", "a1", ("own", "unknown", "unknown")),
+    ],
+)
+def test_the_domain_of_a_case_is_what_its_publication_says_or_its_set(name, case, expected):
+    assert domain_of(name, case) == expected
+
+
+def test_two_lists_are_divided_apart_unless_they_share_slides(tmp_path):
+    """Of 30 slides with 10 figures and 3 with 1, a fold of each list has a third; of one list it would not need to."""
+    many, few = slides(tmp_path, "many", 30, figures=10), slides(tmp_path, "few", 3)
+    path = tmp_path / "folds.csv"
+    split.write_folds([str(few)], [str(many)], 3, path)
+    divided = pd.read_csv(path)
+    assert sorted(divided[divided.set == "few"].fold) == [0, 1, 2]
+    assert set(divided[divided.set == "many"].groupby("fold").size()) == {10}
+    same = write_fields(tmp_path, "same", [(f"{n}.png", f"s{n}", f"few{n}", "dog", "lab", "S", 1) for n in range(3)])
+    split.write_folds([str(few)], [str(same)], 3, path)
+    assert set(pd.read_csv(path).groupby("slide").fold.nunique()) == {1}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midog.images.slide import ArraySlide
-from resources.data.fields import Field
+from resources.data.fields import Field, is_crop
 from resources.train.kit import tiles as tiles_module
 from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Sample
 from resources.train.kit.tiles import (
@@ -115,6 +115,43 @@ def test_boxes_are_cut_at_the_edge(fields, crops):
     box = dataset(fields, crops, EVEN)._boxes(np.array([[10.0, 128.0]]))
     assert box.dtype == torch.float32
     assert box.tolist() == [[0, 103, 35, 153]]
+
+
+def test_whole_boxes_are_not_cut_and_there_are_those_of_figures_up_to_half_a_box_outside():
+    """A box is 50 px; a pixel ends half a px beyond its centre."""
+    inside, near, far = [(10, 30)], [(-25, 30), (88, 30), (30, -20)], [(-26, 30), (89, 30), (-25, -26)]
+    field = field_of(np.zeros((400, 400, 3), np.uint8), np.add([*inside, *near, *far], 100))
+    for whole, expected in ((False, inside), (True, [*inside, *near])):
+        tiles = TileDataset([field], [], 64, 12.5, lambda random: Sample(0), STILL, 0, whole_boxes=whole)
+        _, points = tiles._window(field, np.array([[1.0, 0, -100], [0, 1, -100]]))
+        assert points.tolist() == [list(each) for each in expected]
+        first = tiles._boxes(points)[0].tolist()
+        assert first == ([-15, 5, 35, 55] if whole else [0, 5, 35, 55])
+
+
+def test_a_blurred_tile_has_the_same_boxes_and_softer_edges(fields, crops):
+    still, blurred = (dataset(fields, crops, {"figure": 1}, TileAugmentation(blur=blur), 1) for blur in (0.0, 1.0))
+    for number in range(5):
+        (sharp, boxes), (soft, same) = still[number], blurred[number]
+        assert torch.equal(boxes, same)
+        steps, softer = (image.float().diff(dim=2).square().sum() for image in (sharp, soft))
+        assert 0.2 * steps < softer < 0.95 * steps
+
+
+def test_the_cell_of_a_crop_is_anywhere_in_a_tile_as_large_as_the_crop():
+    """All of its box lies in the tile, whatever the turn: a place inside the crop would be the middle, always."""
+    crop = field_of(textured(128, 128), [(63.5, 63.5)])
+    sample = Sample(0, crop.figures[0])
+    for augmentation in (STILL, TileAugmentation(rotation=180, flip=0.5)):
+        tiles = TileDataset([crop], [], 128, 12.5, lambda random: sample, augmentation, 0)
+        matrices = [tiles._matrix_around(crop, sample.point, np.random.default_rng(seed)) for seed in range(200)]
+        places = np.array([matrix[:, :2] @ sample.point + matrix[:, 2] for matrix in matrices])
+        assert (places.min(0) < 28).all()
+        assert (places.max(0) > 99).all()
+        assert ((places >= 24.5 - 1e-4) & (places <= 102.5 + 1e-4)).all()
+    larger = field_of(textured(168, 168), [(83.5, 83.5)])  # 42 um
+    tiles = TileDataset([larger], [], 168, 12.5, lambda random: Sample(0, larger.figures[0]), STILL, 0)
+    assert all(tiles[number][1].tolist() == [[58.5, 58.5, 108.5, 108.5]] for number in range(5))
 
 
 def test_both_tiles_of_a_mixup_keep_their_boxes(fields, crops):
@@ -301,6 +338,8 @@ def test_a_window_lies_inside_where_it_fits_and_shows_its_point(field, tile, aug
     matrix = tiles._matrix_around(made, point, np.random.default_rng(seed))
     if point is not None:
         assert len(figures_in(matrix, point[None], field, tiles.size))
+        if is_crop(made):
+            return
     scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     corners = np.array([[x, y] for x in (0, tile[0] - 1) for y in (0, tile[1] - 1)]) - matrix[:, 2]
     seen = corners @ np.linalg.inv(matrix[:, :2]).T

@@ -8,6 +8,7 @@ path (Lin et al., "Feature Pyramid Networks", arXiv 1612.03144) of one width: a 
 encoder's maps, added to what comes from above, and a residual block.
 """
 
+import math
 from typing import Any
 
 import timm
@@ -65,7 +66,7 @@ class CenterNet(nn.Module):
         self.lateral = nn.ModuleList([nn.Conv2d(width, channels, 1) for width in widths])
         self.blocks = nn.ModuleList([Block(channels) for _ in widths[:-1]])
         self.head = nn.Conv2d(channels, 1, 1)
-        nn.init.constant_(self.head.bias, torch.logit(torch.tensor(PRIOR)).item())  # type: ignore[arg-type]
+        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
         told = timm.models.get_pretrained_cfg(encoder)
         for name, values in (("mean", told.mean), ("std", told.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)

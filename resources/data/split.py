@@ -341,6 +341,30 @@ def run(arguments: argparse.Namespace) -> None:
     logger.info(f"{overview(images)}\n{arguments.out}: {len(table)} cases")
 
 
+def write_folds(fields: Sequence[str], crops: Sequence[str], count: int, path: Path) -> None:
+    """Folds by slide: of fields and crops apart, for there are so many more crops; together where they share slides.
+
+    Args:
+        fields, crops: selections, as `read_images` takes them; there may be no crops.
+        count: of folds.
+        path: of the split file.
+
+    Raises:
+        UserError: as `read_images`; there are fewer slides than folds.
+    """
+
+    def table_of(data: Sequence[str]) -> pd.DataFrame:
+        images = read_images(data)
+        images["fold"] = folds_of(images, parse_arguments(["--data", *data, "--folds", str(count), "--out", str(path)]))
+        logger.info(overview(images))
+        return by_case(images)[[*KEYS, *COLUMNS, "images", "figures"]]
+
+    tables = [table_of(each) for each in (fields, crops) if each]
+    if len(tables) == 2 and set(tables[0].slide) & set(tables[1].slide):
+        tables = [table_of([*fields, *crops])]
+    write_with(path, lambda place: pd.concat(tables).to_csv(place, index=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(run, parse_arguments(argv))
 

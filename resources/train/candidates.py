@@ -20,6 +20,7 @@ import msgspec
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
 from midog.system import Made, load_system
+from resources.data.fields import in_memory
 from resources.train.kit.arguments import add_data_arguments, parser_of, read_training_data, record_of, sources_of
 from resources.train.kit.export import export_two_stages
 from resources.train.kit.loop import Loop
@@ -51,7 +52,7 @@ def train(argv: Sequence[str] | None) -> None:
     network, pretrained = start_classifier(part, recipe, arguments.pretrained)
     processes, device = join_processes(choose_device(arguments.device))
     data = read_training_data(arguments)
-    fields = fields_seen([*data.fields, *data.crops], stage1.detector, part)
+    fields = in_memory(fields_seen([*data.fields, *data.crops], stage1.detector, part))
     held_out = fields_seen(data.validation, stage1.detector, part)
     record = record_of(arguments) | {"detector": msgspec.to_builtins(stage1.detector)}
     record |= {"pretrained": msgspec.to_builtins(pretrained), "plan": plan.as_yaml()}

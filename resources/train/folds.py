@@ -23,19 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from msgspec.structs import replace
 
-from midog.engine.two_stages import SystemDetector
-from midog.engine.weights import choose_device
 from midog.errors import UserError, exit_code
-from midog.evaluation.splits import TEST, TRAIN, VALIDATION, Split, read_split
+from midog.evaluation.splits import TEST, TRAIN, VALIDATION, read_split
 from midog.files import write_file
 from resources.data.fields import read_fields
+from resources.data.tissue import tissue_of
 from resources.train import candidates, centernet, focasnet, rtmdet, yolo11
-from resources.train.kit.joined import exported, join_folds, predict_fold
-from resources.train.mine import mine_fields, write_mined
+from resources.train.kit.joined import MINED, join_folds, mine_fold, predict_fold
 
-MINED = "mined.csv"
 TRAININGS = {
     "candidates": candidates,
     "centernet": centernet,
@@ -73,27 +69,7 @@ def train(argv: Sequence[str] | None) -> None:
     if known.mine is not None:
         mined = pd.concat([pd.read_csv(folder / MINED) for folder in folders])
         write_file(known.out / MINED, mined.to_csv(index=False))
-    join_folds(folders, known.out / "model")
-
-
-def mine_fold(folder: Path, data: Sequence[str], split: Split, fold: str, threshold: float, device: str) -> None:
-    """Write FOLDER/mined.csv, unless it is there: hard negatives in the fold that FOLDER's training held out.
-
-    Args:
-        folder: of the training of a detector.
-        data: selections of fields and crops.
-        split, fold: what was held out.
-        threshold: the least score.
-        device: "auto", "cpu" or "cuda".
-    """
-    if (folder / MINED).exists():
-        return
-    system = exported(folder)
-    assert system.detector is not None
-    fields = read_fields(data, split, [fold])
-    detector = SystemDetector(replace(system, classifier=None), choose_device(device))
-    rows, detections = mine_fields(detector, fields, threshold, system.detector.box_um)
-    write_mined(folder / MINED, rows, fields, detections)
+    join_folds(folders, known.out / "model", tissue_of(read_fields(known.data, split, folds)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

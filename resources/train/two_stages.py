@@ -19,15 +19,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from midog import __main__ as midog
 from midog.errors import UserError, exit_code
-from midog.files import check_writable, write_file
+from midog.files import check_writable
 from midog.system import load_system, read_system
 from resources.data import split
 from resources.train import folds, score_weight
-from resources.train.kit.recipes import SYSTEMS
+from resources.train.kit.recipes import recipe_path
 
 MINING_STEPS = 0.6  # of the detector's: enough to learn what looks like a figure
 MINED_SCORES = ("0.3", "0.15")  # least ones: of what a detector learns from; of what a classifier does, more
@@ -47,18 +45,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    out, name = arguments.out, arguments.system
-    path = SYSTEMS / f"{name}.yaml"
-    if not path.exists():
-        raise UserError(f"{name}: no recipe of that name in {SYSTEMS}; give another --system")
+    out = arguments.out
+    path = recipe_path(arguments.system, "candidates")
     recipe = read_system(path)
+    name = recipe.system
     if recipe.detector is None or recipe.classifier is None:
         raise UserError(f"{path}: one stage; train it with python -m midog train folds")
     check_writable(out)
     if not (out / "split.csv").exists():
-        _split(arguments)
+        split.write_folds(arguments.data, arguments.crops, arguments.folds, out / "split.csv")
     steps = round(MINING_STEPS * recipe.training["detector"]["steps_an_epoch"])
-    common = ["--system", name, "--data", *arguments.data, *arguments.crops, "--split", str(out / "split.csv")]
+    common = [
+        "--system",
+        arguments.system,
+        "--data",
+        *arguments.data,
+        *arguments.crops,
+        "--split",
+        str(out / "split.csv"),
+    ]
     common += [] if arguments.seed is None else ["--seed", str(arguments.seed)]
     mining, detector, second = (out / each for each in ("mining", "detector", "second_stage"))
     first, second_time = (["--mine", score] for score in MINED_SCORES)
@@ -75,24 +80,8 @@ def train(arguments: argparse.Namespace) -> None:
     judged = ["--data", *arguments.data]
     both = ["--detector", str(detector / "out_of_fold"), "--two-stages", str(second)]
     _run(score_weight.main, *judged, *both, "--system", name)
-    found = ["--predictions", str(second / "out_of_fold")]
+    found = ["--predictions", str(second / "weighted")]
     _run(midog.main, "tune", "--track", "1", *judged, *found, "--model", str(model))
-
-
-def _split(arguments: argparse.Namespace) -> None:
-    """Fields and crops apart, for there are so many more crops; together where they are of the same slides."""
-    out, count = arguments.out, str(arguments.folds)
-    tables = []
-    for name, selections in (("data", arguments.data), ("crops", arguments.crops)):
-        if selections:
-            path = out / f"split_{name}.csv"
-            _run(split.main, "--data", *selections, "--folds", count, "--out", str(path))
-            tables.append(pd.read_csv(path, dtype=str))
-    if len(tables) == 2 and set(tables[0].slide) & set(tables[1].slide):
-        everything = [*arguments.data, *arguments.crops]
-        _run(split.main, "--data", *everything, "--folds", count, "--out", str(out / "split.csv"))
-    else:
-        write_file(out / "split.csv", pd.concat(tables).to_csv(index=False))
 
 
 def _run(main: Callable[[Sequence[str]], int], *arguments: str) -> None:

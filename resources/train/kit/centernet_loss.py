@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 ALPHA, BETA = 2, 4  # of equation 1
-CENTRE = 0.9  # of the target, from which on a cell holds a centre, which lies between four
+CENTRE = 0.9  # of the target, from which on a cell holds a centre, which may lie between several
 
 
 def centre_map(centres: torch.Tensor, height: int, width: int, stride: int, deviation: float) -> torch.Tensor:
@@ -19,7 +19,7 @@ def centre_map(centres: torch.Tensor, height: int, width: int, stride: int, devi
         deviation: of the Gaussians, px.
 
     Returns:
-        float (height, width), 1 at the cell nearest to each centre.
+        float (height, width), 1 at the cells nearest to each centre.
     """
     if not len(centres):
         return centres.new_zeros(height, width)
@@ -27,7 +27,9 @@ def centre_map(centres: torch.Tensor, height: int, width: int, stride: int, devi
     x = torch.arange(width, device=centres.device) * stride + middle
     y = torch.arange(height, device=centres.device) * stride + middle
     squares = (x - centres[:, :1])[:, None, :] ** 2 + (y - centres[:, 1:])[:, :, None] ** 2
-    return torch.exp(-squares / (2 * deviation**2)).amax(0)
+    heat = torch.exp(-squares / (2 * deviation**2))
+    nearest = (squares == squares.amin((1, 2), keepdim=True)) & (squares <= stride**2 / 2)  # none where it lies outside
+    return torch.where(nearest, 1.0, heat).amax(0)
 
 
 def centernet_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

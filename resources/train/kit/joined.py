@@ -11,16 +11,21 @@ from msgspec.structs import replace
 
 from midog import about, job
 from midog.calibration import Calibration
+from midog.engine.two_stages import SystemDetector
+from midog.engine.weights import choose_device
 from midog.evaluation.labelled import extents, read_labelled, results_of
 from midog.evaluation.splits import Split
 from midog.evaluation.tables import chosen_images, holds_crops, split_selection
 from midog.files import check_writable, write_json
 from midog.run import Track1
-from midog.system import Made, System, Weights, load_system
-from resources.data.fields import CROP_UM
+from midog.system import DataSource, Made, System, Tissue, Weights, load_system
+from resources.data.fields import CROP_UM, read_fields
 from resources.train.kit.export import write_model
+from resources.train.kit.mining import mine_fields, write_mined
 
 logger = logging.getLogger(__name__)
+
+MINED = "mined.csv"
 
 Member = TypeVar("Member", bound=Weights)
 
@@ -73,12 +78,33 @@ def predict_fold(folder: Path, data: Sequence[str], split: Split, fold: str, out
         about.write_about(out / image, made | {"image": {"name": image}, "um_per_px_given": spacings[image]})
 
 
-def join_folds(folders: Sequence[Path], out: Path) -> None:
+def mine_fold(folder: Path, data: Sequence[str], split: Split, fold: str, threshold: float, device: str) -> None:
+    """Write FOLDER/mined.csv, unless it is there: hard negatives in the fold that FOLDER's training held out.
+
+    Args:
+        folder: of the training of a detector.
+        data: selections of fields and crops.
+        split, fold: what was held out.
+        threshold: the least score.
+        device: "auto", "cpu" or "cuda".
+    """
+    if (folder / MINED).exists():
+        return
+    system = exported(folder)
+    assert system.detector is not None
+    fields = read_fields(data, split, [fold])
+    detector = SystemDetector(replace(system, classifier=None), choose_device(device))
+    rows, detections = mine_fields(detector, fields, threshold, system.detector.box_um)
+    write_mined(folder / MINED, rows, fields, detections)
+
+
+def join_folds(folders: Sequence[Path], out: Path, tissue: Tissue | None) -> None:
     """Write OUT/SYSTEM: the networks of all folds as the members of one system, not calibrated yet.
 
     Args:
         folders: of the folds' trainings.
         out: folder of systems.
+        tissue: what all folds look like.
     """
     systems = [exported(folder) for folder in folders]
     first = systems[0]
@@ -90,10 +116,20 @@ def join_folds(folders: Sequence[Path], out: Path) -> None:
     if first.classifier:
         of_classifiers = _copied(systems, [each.classifier.members for each in systems if each.classifier], target)
         joined = replace(joined, classifier=replace(first.classifier, members=of_classifiers))
-    sources = tuple(dict.fromkeys(source for each in systems for source in each.made.data))
-    made = Made(code=first.made.code, data=sources, pretrained=first.made.pretrained)
+    made = Made(code=first.made.code, data=_sources(systems), pretrained=first.made.pretrained, tissue=tissue)
     write_model(target, replace(joined, made=made))
     logger.info("%d networks in %s; choose its threshold with midog tune --predictions", len(systems), target)
+
+
+def _sources(systems: Sequence[System]) -> tuple[DataSource, ...]:
+    """What at least one of the networks learnt from, each set once; folds of a split tell their cases."""
+    joined: dict[str, DataSource] = {}
+    for source in (source for each in systems for source in each.made.data):
+        before = joined.setdefault(source.set, source)
+        mined = dict.fromkeys(part for each in (before, source) for part in each.mined_sha256.split(",") if part)
+        cases = tuple(sorted({*before.cases, *source.cases}))
+        joined[source.set] = DataSource(set=source.set, cases=cases, mined_sha256=",".join(mined))
+    return tuple(joined.values())
 
 
 def _copied(systems: Sequence[System], members: Sequence[tuple[Member, ...]], target: Path) -> tuple[Member, ...]:

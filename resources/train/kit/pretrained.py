@@ -312,7 +312,7 @@ def _fill_centernet(network: nn.Module, options: Mapping[str, Any], start: str, 
     state = _paired(with_names_of(read.state, whole.state_dict()), whole)
     expected = network.encoder.model.state_dict()
     found = {key: value for key, value in state.items() if key in expected}  # the layers behind the maps are not there
-    if reason := difference(found, expected, name):
+    if reason := difference(found or state, expected, name):
         raise UserError(f"{start}: {reason}: give weights of {name}")
     return _take(network, {f"encoder.model.{key}": value for key, value in found.items()}, read.record)
 

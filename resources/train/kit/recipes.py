@@ -127,10 +127,7 @@ def read_plan(
         UserError: no such file; a system that another script trains, which is named; a change that is none; see
             `midog.system.parse`.
     """
-    path = Path(name) if name.endswith(".yaml") else SYSTEMS / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(systems_of(script))
-        raise UserError(f"{name}: no such system; give --system a .yaml file or one of {known}")
+    path = recipe_path(name, script)
     track, part = TRAINED_BY.get(script, (1, "detector"))
     values = read_yaml(path)
     changes = [*changes, *([] if seed is None else [f"training.{part}.seed={seed}"])]
@@ -143,6 +140,22 @@ def read_plan(
         remedy = " or ".join(f"python -m resources.train.{each}" for each in fitting) or "another --system"
         raise UserError(f"{path}: {script} does not train it; use {remedy}")
     return Plan(system, part, parse(kind, system.training[part], path, f"training.{part}"))  # type: ignore[arg-type]
+
+
+def recipe_path(name: str, script: str) -> Path:
+    """The file of a system's name, or of the path of a YAML file.
+
+    Args:
+        name: of a system, or the path.
+        script: the training that reads it, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name) if name.endswith(".yaml") else SYSTEMS / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"{name}: no such system; give --system a .yaml file or one of {', '.join(systems_of(script))}")
+    return path
 
 
 def systems_of(script: str) -> list[str]:

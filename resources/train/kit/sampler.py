@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from midog.errors import UserError
 from midog.evaluation.provenance import domain_of
 from resources.data.fields import Field, is_crop
 
@@ -67,7 +68,11 @@ class FixedFractionSampler:
         self.areas = {"background": areas.cumsum(), "quiet": (areas * quiet).cumsum()}
         counts: dict[str, float] = {name: len(samples) for name, samples in self.cells.items()}
         counts |= {name: total[-1] for name, total in self.areas.items()} | {"crops": crops}
-        self.sources = [name for name in fractions if counts[name]]
+        self.sources = [name for name in fractions if fractions[name] and counts[name]]
+        if not self.sources:
+            raise UserError(
+                f"sampling: nothing of {', '.join(fractions)} in the data; give other fractions or other data"
+            )
         weights = np.array([fractions[name] for name in self.sources], float)
         self.source_weights = weights / weights.sum()
 
