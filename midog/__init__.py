@@ -1,7 +1,7 @@
 """MIDOG 2025: mitotic figures found and told apart.
 
     >>> import midog
-    >>> system = midog.load("rtmdet_two_stages")  # or midog.load(track=1), the default
+    >>> system = midog.load("centernet_two_stages")  # or midog.load(track=1), the default
     >>> found = system.predict("region.tiff")     # a path, a uint8 array or a PIL image; mpp=.25 where it is not known
     >>> found.centres[found.accepted]             # px
 
@@ -10,7 +10,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 
 if TYPE_CHECKING:
     from midog.detections import Detections

@@ -87,7 +87,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     tune.add_argument(
         "--objective", choices=("f1", "ba"), help="F1, or balanced accuracy (Track 2 only); else what ranks the track"
     )
-    tune.add_argument("--out", type=Path, metavar="DIR", help="for tuning.json and plots")
+    tune.add_argument("--out", type=Path, metavar="DIR", help="for tuning.json, plots and cross-validated predictions")
     systems = commands.add_parser("systems", help="list the systems that are there, and check their weights")
     systems.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
     train = commands.add_parser("train", help="start a training by its name; its options follow")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from compare import differences, main
 from conftest import ROOT
+from scipy.spatial import KDTree
 from test_detect import write_random_system
 
 import inference
@@ -17,6 +18,7 @@ from midog.detections import Detections
 from midog.errors import UserError
 from midog.images.track import track_of_image
 from midog.job import SOCKETS, check_detection_result
+from resources.data import synthetic
 
 RESULT = SOCKETS["stacked-histopathology-roi-cropouts"].result_name
 POINTS = SOCKETS["histopathology-region-of-interest-cropout"].result_name
@@ -44,12 +46,12 @@ def test_the_committed_stack_gives_the_expected_result(tmp_path):
     assert len({entry["confidence"] for entry in result}) == 16
 
 
-@pytest.mark.skipif(not (ROOT / "model/rtmdet_two_stages").is_dir(), reason="no weights for Track 1")
+@pytest.mark.skipif(not (ROOT / "model/centernet_two_stages").is_dir(), reason="no weights for Track 1")
 def test_the_committed_region_gives_the_expected_result(tmp_path):
     log = run_sample(REGION_JOB, tmp_path / "new" / "output")
     for said in (
         "sample.tiff",
-        "rtmdet_two_stages",
+        "centernet_two_stages",
         "weights",
         "device cpu",
         "um/px 0.25 x 0.25",
@@ -60,10 +62,14 @@ def test_the_committed_region_gives_the_expected_result(tmp_path):
     assert main(ROOT / "test/expected/track1", tmp_path / "new" / "output") == 0
     result = json.loads((tmp_path / "new" / "output" / POINTS).read_text())
     check_detection_result(result)
-    assert len(result["points"]) >= 8  # as many candidates as figures were drawn; no drawing need pass for a real one
+    pixels, figures, imposters = synthetic.region(2025)
+    found = Detections.from_json(result, (0.25, 0.25))
+    near = KDTree(found.centres[found.accepted]).query(np.concatenate([figures, imposters]))[0] <= 30  # px: 7.5 um
+    assert near[: len(figures)].mean() >= 0.7
+    assert near[len(figures) :].mean() <= 0.1
 
 
-@pytest.mark.parametrize("name", ["sztu_small", "rtmdet_tiny", "focasnet_small"])
+@pytest.mark.parametrize("name", ["rtmdet_two_stages", "sztu_small", "rtmdet_tiny", "focasnet_small"])
 def test_every_shipped_system_of_track_1_runs_the_job(name, tmp_path):
     assert inference.main(["--input", str(REGION_JOB), "--output", str(tmp_path), "--system", name]) == 0
     result = json.loads((tmp_path / POINTS).read_text())

@@ -85,10 +85,10 @@ def test_what_is_mined_comes_back_where_it_was_found(folder, detector, tmp_path,
 def test_the_threshold_is_the_users_down_to_the_systems_own(folder, detector, tmp_path, capsys):
     out = tmp_path / "mined.csv"
     for threshold, scores in (("0.2", {0.8, 0.25, 0.24}), ("0.3", {0.8}), ("0.95", set())):
-        assert run(out, folder, more=["--threshold", threshold]) == 0
+        assert run(out, folder, more=["--system", "rtmdet_two_stages", "--threshold", threshold]) == 0
         assert {*pd.read_csv(out).score} == scores
     capsys.readouterr()
-    assert run(out, folder, more=["--threshold", "0.1"]) == 1
+    assert run(out, folder, more=["--system", "rtmdet_two_stages", "--threshold", "0.1"]) == 1
     error = capsys.readouterr().err
     assert "score_threshold is 0.2, nothing is found below; give --threshold 0.2 or more" in error
     assert error.count("\n") == 1

@@ -94,7 +94,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, midog
 from PIL import Image
-system = midog.load("rtmdet_two_stages")
+system = midog.load("centernet_two_stages")
 assert system is midog.load(track=1)
 found = system.predict({str(REGION)!r})
 pixels = np.asarray(Image.open({str(REGION)!r}))

@@ -369,10 +369,10 @@ def test_an_empty_result_has_a_page(browser, tmp_path):
 
 @pytest.fixture
 def accepted(tmp_path):
-    """The sample's result with its first four candidates accepted."""
+    """The sample's result with its first four candidates accepted, and no other."""
     result = json.loads(EXPECTED.read_text())
-    for point in result["points"][:4]:
-        point.update(name=FIGURE, probability=0.9)
+    for number, point in enumerate(result["points"]):
+        point.update(name=FIGURE if number < 4 else REJECTED, probability=0.9 if number < 4 else 0.1)
     path = tmp_path / "result" / "mitotic-figures.json"
     path.parent.mkdir()
     path.write_text(json.dumps(result))

@@ -301,6 +301,32 @@ def test_a_detector_alone_is_calibrated_by_its_score(tmp_path):
     assert load_system(tmp_path / "one").detector.calibration == Calibration(2.5, -0.9)
 
 
+def test_track_1s_predictions_come_back_under_the_others_calibration(tmp_path, capsys):
+    """Evaluated at .5 they give the cross-validated F1."""
+    write_track1(tmp_path / "two", True)
+    data, found, random = tmp_path / "fields", tmp_path / "found", np.random.default_rng(0)
+    data.mkdir()
+    names, figures = [f"{number}.png" for number in range(6)], []
+    for name in names:
+        Image.new("RGB", (800, 100)).save(data / name)
+        x = np.arange(50, 800, 100)
+        figures += [f"{name},{each},50,mitotic figure" for each in x[:4]]
+        scores = np.concatenate([random.uniform(0.3, 0.9, 4), random.uniform(0.1, 0.6, 4)])
+        boxes = np.stack([x, np.full(8, 50), x, np.full(8, 50)], 1)
+        (found / name).mkdir(parents=True)
+        result = Detections.of(boxes, scores, (0.25, 0.25)).to_json()
+        (found / name / "mitotic-figures.json").write_text(json.dumps(result))
+    (data / "images.csv").write_text("\n".join(["image,um_per_px", *(f"{name},0.25" for name in names)]))
+    (data / "figures.csv").write_text("\n".join(["image,x,y,label", *figures]))
+    same, out = ["--track", "1", "--data", str(data), "--predictions"], tmp_path / "out"
+    assert main(["tune", *same, str(found), "--model", str(tmp_path / "two"), "--out", str(out)]) == 0
+    expected = json.loads((out / "tuning.json").read_text())["cross_validated"]
+    capsys.readouterr()
+    assert main(["evaluate", *same, str(out / "predictions")]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("overall")]
+    assert float(row[6]) == expected
+
+
 def test_a_model_that_would_not_load_stays_as_it_was(tmp_path, monkeypatch):
     system = write_track1(tmp_path / "two", True)
     before = (tmp_path / "two" / "model.yaml").read_bytes()

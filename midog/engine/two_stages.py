@@ -15,6 +15,7 @@ from midog.engine.detector import Progress, find_candidates, load_detector, pref
 from midog.images.slide import Slide, at_spacing
 
 PREFETCHED = 64  # crops
+BATCH_SIZE = {"cpu": 16, "cuda": 64}  # crops a forward
 FINER = 0.9  # of the detector's um per pixel; a smaller difference is not worth reading the slide twice
 
 
@@ -100,7 +101,9 @@ class SystemDetector:
         else:
             finer = sees_finer(part, self.field_um, self.crop_px)
             crops = crops_of(source if finer else slide, found.boxes if finer else boxes, self.field_um, self.crop_px)
-            probabilities = with_score(classify(crops, self.classifier, self.device), scores, self.score_weight)
+            probabilities = with_score(
+                classify(crops, self.classifier, self.device, BATCH_SIZE[self.device.type]), scores, self.score_weight
+            )
         if late:
             kept = np.sort(merge(part.merge, boxes, probabilities, slide.um_per_px))
             found, probabilities = found[kept], probabilities[kept]

@@ -19,7 +19,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,9 @@ from midog.calibration import BEYOND, Calibration, logit, platt, shift_to_half, 
 from midog.errors import UserError
 from midog.evaluation import metrics
 from midog.evaluation.inputs import Inputs, held_out_cases, read_inputs
-from midog.evaluation.metrics import Case, Floats, Mask, Number
+from midog.evaluation.metrics import Case, DetectionCase, Floats, Mask, Number
 from midog.files import check_writable, read_yaml, write_file, write_json, write_yaml
+from midog.job import RESULT_NAMES
 from midog.system import System, load_system
 
 logger = logging.getLogger(__name__)
@@ -298,6 +299,8 @@ def run(arguments: Namespace) -> None:
     if out:
         versions = {"before": scores, "after, cross-validated": probabilities}
         _write_out(out, objective, cases, found, threshold, versions, positive, weights)
+        if track == 1:
+            _write_predictions(out / "predictions", cast("Sequence[DetectionCase]", cases), probabilities)
 
 
 def _log_found(
@@ -347,3 +350,12 @@ def _write_out(
     logger.info(f"plot {write_plot(out / 'reliability.png', draw_reliability, versions, positive, weights)}")
     curve = objective.curve(cases)
     logger.info(f"plot {write_plot(out / 'threshold.png', draw_threshold, *curve, threshold, name)}")
+
+
+def _write_predictions(out: Path, cases: Sequence[DetectionCase], probabilities: Floats) -> None:
+    """Each image's result under the others' calibration, for `midog evaluate --predictions`: honest figures by set."""
+    ends = np.cumsum([len(case.scores) for case in cases])
+    for case, own in zip(cases, np.split(probabilities, ends[:-1]), strict=True):
+        check_writable(out / case.image)
+        write_json(out / case.image / RESULT_NAMES[1], case.detections.with_probabilities(own).to_json())
+    logger.info(f"predictions, each under a threshold that other images chose: {out}")

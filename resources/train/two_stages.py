@@ -8,10 +8,12 @@ Each step is a command of its own, and what is there already is left as it is: t
     OUT/mining/         resources.train.folds: the detector, for a part of its steps, and the hard negatives it finds
     OUT/detector/       resources.train.folds: the detector, with those
     OUT/second_stage/   resources.train.folds candidates: the classifier, with the hard negatives of both;
-                        resources.train.score_weight and midog tune: weight, threshold and calibration
+                        resources.train.score_weight
+    OUT/tuned/          midog tune: threshold and calibration
 
-OUT/second_stage/model/NAME is the system, with the networks of all folds in each stage. OUT/second_stage/out_of_fold is
-what the networks of each fold say of the images that they never saw: midog evaluate --predictions shows how good it is.
+OUT/second_stage/model/NAME is the system, with the networks of all folds in each stage. OUT/tuned/predictions is what
+the networks of each fold say of the images that they never saw, each image under a threshold that others chose:
+midog evaluate --predictions OUT/tuned/predictions shows how good that is.
 """
 
 import argparse
@@ -81,7 +83,7 @@ def train(arguments: argparse.Namespace) -> None:
     both = ["--detector", str(detector / "out_of_fold"), "--two-stages", str(second)]
     _run(score_weight.main, *judged, *both, "--system", name)
     found = ["--predictions", str(second / "weighted")]
-    _run(midog.main, "tune", "--track", "1", *judged, *found, "--model", str(model))
+    _run(midog.main, "tune", "--track", "1", *judged, *found, "--model", str(model), "--out", str(out / "tuned"))
 
 
 def _run(main: Callable[[Sequence[str]], int], *arguments: str) -> None:

@@ -93,7 +93,8 @@ def mine_fold(folder: Path, data: Sequence[str], split: Split, fold: str, thresh
     system = exported(folder)
     assert system.detector is not None
     fields = read_fields(data, split, [fold])
-    detector = SystemDetector(replace(system, classifier=None), choose_device(device))
+    part = replace(system.detector, score_threshold=threshold)
+    detector = SystemDetector(replace(system, detector=part, classifier=None), choose_device(device))
     rows, detections = mine_fields(detector, fields, threshold, system.detector.box_um)
     write_mined(folder / MINED, rows, fields, detections)
 
