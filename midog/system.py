@@ -138,6 +138,7 @@ class Classifier(_Strict, frozen=True):
             box itself, as the SZTU paper crops.
         input_px: px of its input's side.
         views: dihedral views of each crop at test.
+        views_from: the least probability by the first view of a crop that gets the others; 0 gives them to all.
         score_weight: Track 1: of the detector's logit beside the classifier's; 0 leaves it out.
         precision: as the detector's.
         members: none in a recipe; the mean of their probabilities is the answer.
@@ -149,6 +150,7 @@ class Classifier(_Strict, frozen=True):
     field_um: NotNegative
     input_px: InputSide
     views: Views = 1
+    views_from: Fraction = 0.0
     score_weight: NotNegative = 0.0
     precision: Precision = "auto"
     members: tuple[ClassifierWeights, ...] = ()

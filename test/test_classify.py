@@ -10,6 +10,7 @@ from midog.engine.classifier import (
     Ensemble,
     NetworkClassifier,
     Views,
+    ViewsOfLikely,
     centre_crop,
     classify,
 )
@@ -50,6 +51,22 @@ def test_the_eight_views_are_all_different_and_any_turn_gives_the_same_mean():
     assert len({view.numpy().tobytes() for view in views}) == 8
     means = [Views(brightness, 8)(view) for view in views]
     torch.testing.assert_close(torch.cat(means), means[0].expand(8))
+
+
+def test_only_likely_crops_get_more_views():
+    """Told from each other by one corner, whose value is the first view's answer."""
+    seen = []
+
+    def corner(crops):
+        seen.append(len(crops))
+        return crops[:, 0, 0, 0].clone()
+
+    crops = torch.zeros(3, 3, 2, 2)
+    crops[:, 0] = torch.tensor([[[0.8, 0.4], [0.2, 0.6]], [[0.1, 0.9], [0.9, 0.9]], [[0.3, 0.1], [0.2, 0.2]]])
+    found = ViewsOfLikely(corner, 4, 0.3)(crops)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.1, 0.2]))
+    assert seen == [3, 3, 3]
+    torch.testing.assert_close(ViewsOfLikely(corner, 4, 0.0)(crops), Views(corner, 4)(crops))
 
 
 def test_ensemble_and_calibration_by_hand():

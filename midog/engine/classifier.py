@@ -78,6 +78,29 @@ class Views:
         return probability.view(len(self.views), -1).mean(0)
 
 
+class ViewsOfLikely(Views):
+    """As `Views` for crops that the first view finds likely; the others, most candidates of a slide, keep that one.
+
+    Args:
+        classifier, count: as `Views`.
+        least: probability.
+    """
+
+    def __init__(self, classifier: Classifier, count: int, least: float) -> None:
+        super().__init__(classifier, count)
+        self.least = least
+
+    def __call__(self, crops: torch.Tensor) -> torch.Tensor:
+        probability = self.classifier(crops)
+        likely = probability >= self.least
+        if likely.any():
+            others = torch.cat([dihedral(crops[likely], view) for view in self.views[1:]])
+            answers = torch.cat([self.classifier(part) for part in others.split(len(crops))])  # no larger a forward
+            total = probability[likely] + answers.view(len(self.views) - 1, -1).sum(0)
+            probability[likely] = total / len(self.views)
+        return probability
+
+
 class Calibrated:
     """sigmoid(scale x logit(p) + shift)."""
 
@@ -130,9 +153,16 @@ def load_classifier(system: schema.System, device: torch.device, field_um: float
         network = fold_batch_norms(load_network(CLASSIFIERS, name, options, system.path_of(member)))
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         one = NetworkClassifier(network, seen / field_um if field_um else 1.0, size, part.precision)
-        classifiers.append(Calibrated(Views(one, part.views), member.calibration))
+        classifiers.append(Calibrated(in_views(one, part), member.calibration))
     ensemble = Ensemble(classifiers)
     return ensemble if part.calibration.is_identity else Calibrated(ensemble, part.calibration)
+
+
+def in_views(classifier: Classifier, part: schema.Classifier) -> Classifier:
+    """A classifier in the views that a system asks for."""
+    if part.views == 1:
+        return classifier
+    return ViewsOfLikely(classifier, part.views, part.views_from) if part.views_from else Views(classifier, part.views)
 
 
 @torch.inference_mode()

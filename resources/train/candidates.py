@@ -76,7 +76,7 @@ def train(argv: Sequence[str] | None) -> None:
         made = Made(
             code=commit(), data=sources_of(arguments), pretrained={"classifier": pretrained} if pretrained else {}
         )
-        export_two_stages(folder, plan, stage1, state, made, partial(task.judge, views=part.views))
+        export_two_stages(folder, plan, stage1, state, made, partial(task.judge, part=part))
     processes.end()
 
 

@@ -5,10 +5,11 @@ from typing import Annotated, NamedTuple
 
 import torch
 from msgspec import Meta
+from msgspec.structs import replace
 from torch import nn
 from torchvision.transforms import v2
 
-from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
+from midog.engine.classifier import NetworkClassifier, classify, in_views, normalise
 from midog.engine.detector import prefetch
 from midog.engine.two_stages import PREFETCHED, cut_candidate, with_score
 from midog.evaluation.metrics import best_operating_point
@@ -200,13 +201,13 @@ class CandidateTask:
 
     def validate(self, member: nn.Module) -> dict[str, float]:
         """As `judge`, in one view."""
-        f1, threshold = self.judge(member, 1)
+        f1, threshold = self.judge(member, replace(self.part, views=1))
         return {"validation_f1": f1, "threshold": threshold}
 
-    def judge(self, network: nn.Module, views: int) -> tuple[float, float]:
+    def judge(self, network: nn.Module, part: Classifier) -> tuple[float, float]:
         """The best F1 of the validation fields before calibration, as inference computes it, and its threshold."""
-        part, (fields, proposals) = self.part, self.validation
-        classifier = Views(NetworkClassifier(network, 1.0, part.input_px), views)
+        fields, proposals = self.validation
+        classifier = in_views(NetworkClassifier(network, 1.0, part.input_px), part)
         places = zip(proposals.fields.tolist(), proposals.boxes.numpy(), strict=True)
         crops = prefetch((cut_candidate(fields[i], box, part.field_um, part.input_px) for i, box in places), PREFETCHED)
         found = classify(crops, classifier, self.device)
