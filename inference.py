@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     runner = load(arguments.system, task.socket.track, arguments.model, arguments.device)
     logger.info("image %s, system %s", task.image_name, runner.system)
-    result = runner.result(task.image_path, arguments.mpp)
+    with runner.open(task.image_path, arguments.mpp, refuse_implausible=False) as image:
+        result = runner.result(task.image_path, image)
     path = write_json(arguments.output / task.socket.result_name, result)
     logger.info("result %s, seconds %.2f", path, time.perf_counter() - started)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from midog import __version__, job
-from midog.about import read_about
 from midog.errors import UserError, exit_code
 from midog.files import check_writable
 from midog.images.track import check_mpp
-from midog.system import find_system, model_folder, read_system
+from midog.system import find_system, model_folder
 
 TRAININGS = (
     "yolo11",
@@ -52,12 +51,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="midog", description="Both tracks outside the platform.")
     parser.add_argument("--version", action="version", version=f"midog {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    predict = commands.add_parser("predict", help="detect in regions and slides, or classify stacks: files or folders")
+    predict = commands.add_parser("predict", help="detect in regions and slides, or classify crops: files or folders")
     predict_command.add_arguments(predict)
-    report = commands.add_parser("report", help="draw a region or slide, or a stack, with its result")
+    report = commands.add_parser("report", help="draw a region or slide, or crops, with its result")
     report.add_argument("image", type=Path, metavar="IMAGE", help="what the result was made from")
     report.add_argument("result", type=Path, metavar="RESULT.json", help="what inference.py wrote for it")
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="for report.html or contact-sheet.png")
+    report.add_argument(
+        "--any-image", action="store_true", help="draw on IMAGE even if RESULT.json was made from another one"
+    )
     for command in (predict, report):
         command.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
@@ -105,34 +107,20 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Draw an image with a result that inference.py or predict wrote, at the um per pixel that it was made with."""
+    from midog.report.binding import bind
     from midog.report.draw import draw
 
     track, result = read_result(arguments.result)
     check_mpp(arguments.image, arguments.mpp, track)
     check_writable(arguments.out)
-    about = read_about(arguments.result)
-    if about and about.image != arguments.image.name:
-        about = None
-    mpp, default = arguments.mpp, 0.25
-    if about and mpp is None:
-        mpp = about.um_per_px_given
-    if about and track == 1:
-        default = _um_per_px(arguments.model, about.system) or default
+    bound = bind(arguments.result, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
     subtypes = None
     if arguments.atypical:
         from midog.run import classify_with
 
         subtypes = classify_with(arguments.model, arguments.device)
-    draw(track, arguments.image, result, arguments.out, mpp, default, str(about) if about else None, subtypes)
-
-
-def _um_per_px(model: str | None, system: str) -> float | None:
-    """What a system assumes of an image without a resolution, or None where it is not there any more."""
-    try:
-        part = read_system(model_folder(model) / system / "model.yaml").detector
-    except UserError:
-        return None
-    return part.um_per_px if part else None
+    known = bound.resolution, bound.doubts, bound.system
+    draw(track, arguments.image, result, arguments.out, *known, subtypes, bound.default_um_per_px)
 
 
 def read_result(path: Path) -> tuple[int, Any]:
@@ -148,10 +136,11 @@ def read_result(path: Path) -> tuple[int, Any]:
             return 1, result
         if not isinstance(result, list):
             raise ValueError('neither a list nor of type "Multiple points"')
-        if not all(entry["class"] in ("atypical", "normal") and 0 <= entry["confidence"] <= 1 for entry in result):
+        confidences = [entry["confidence"] for entry in result if entry["class"] in ("atypical", "normal")]
+        if len(confidences) < len(result) or not all(job.is_finite(each) and 0 <= each <= 1 for each in confidences):
             raise ValueError("unknown class or confidence")
         return 2, result
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a result of Track 1 or 2 ({error}); run inference.py again") from None
 
 

@@ -190,22 +190,26 @@ class Detections:
             "p_atypical": self.atypical,
         }
 
-    def to_geojson(self) -> dict[str, Any]:
+    def to_geojson(self, corner: Sequence[int] = (0, 0)) -> dict[str, Any]:
         """A FeatureCollection of point detections, for QuPath's "Import objects".
 
         QuPath (0.4 and later: `qupath.lib.io.PathObjectTypeAdapters`) reads `objectType`, `name`, `classification` with
         `name` and `color`, and `measurements` from a feature's properties. Its coordinates are level-0 px from the
-        outer corner of the first pixel, whose centre is at .5; ours is at 0, hence the half pixel.
+        outer corner of the first pixel of the scanned area, whose centre is at .5; ours is at 0, hence the half pixel.
+
+        Args:
+            corner: (x, y) of the scanned area, px, `Slide.corner_px`; what is not at 0 is noted in `counted_from_px`.
         """
         features = []
-        places = (self.centres + 0.5).round(2).tolist()
+        places = (self.centres + 0.5 - corner).round(2).tolist()
         for number, name in enumerate(self.class_names):
             measurements = {"probability": round(float(self.probabilities[number]), 6)}
             if not np.isnan(self.atypical[number]):
                 measurements["P(atypical)"] = round(float(self.atypical[number]), 6)
             geometry = {"type": "Point", "coordinates": places[number]}
             features.append(feature(geometry, "detection", str(number + 1), name, COLOURS[name], measurements))
-        return {"type": "FeatureCollection", "features": features}
+        noted = {"counted_from_px": [int(side) for side in corner]} if any(corner) else {}
+        return {"type": "FeatureCollection", **noted, "features": features}
 
 
 def feature(

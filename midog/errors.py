@@ -51,6 +51,7 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         warning = record.levelno >= logging.WARNING
         text = "warning: " * warning + record.getMessage()
+        text = text.encode(errors="backslashreplace").decode()  # names of files may hold bytes that are no text
         stream = sys.stderr if warning else sys.stdout
         if "tqdm" in sys.modules:
             from tqdm import tqdm

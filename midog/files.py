@@ -57,7 +57,7 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:
 def write_file(path: str | Path, content: "str | bytes | Image") -> Path:
     """Write text (as UTF-8), bytes or a PIL image (as PNG); see `write_with`."""
     if isinstance(content, str):
-        data = content.encode()
+        data = content.encode(errors="backslashreplace")  # names of files may hold bytes that are no text
     elif isinstance(content, bytes):
         data = content
     else:
@@ -95,7 +95,7 @@ def read_json(path: str | Path, remedy: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
 
 

@@ -1,23 +1,25 @@
 """The platform's contract: which image a job holds and which file answers it.
 
 A job is a folder with `inputs.json` and one image. Of `inputs.json` only
-`interface.slug`, `interface.relative_path` and `image.name` are read, because
-the platform adds keys without notice (Grand Challenge, "Runtime Environment").
+`socket.slug`, `socket.relative_path` and `image.name` are read, because the
+platform adds keys without notice (Grand Challenge, "Runtime Environment"). Its
+older files have `interface` for `socket`, and some have both.
 """
 
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
 from midog.files import read_json
 
 POINT_NAMES = ("mitotic figure", "non-mitotic figure")
 VERSION = {"major": 1, "minor": 0}
 EVALUATED_MM = (-0.0075, 10)
 IMAGE_SUFFIXES = (".tif", ".tiff", ".mha")
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -63,35 +65,54 @@ def read_job(input_dir: str | Path) -> PlatformJob:
         raise UserError(f"{inputs_path}: not found; give --input a folder that holds inputs.json")
     entries = read_json(inputs_path, "start the job again, or copy its folder again")
     try:
-        wanted = [
-            (entry["interface"]["slug"], entry["interface"]["relative_path"], entry["image"]["name"])
-            for entry in entries
-        ]
-        if not wanted or not all(isinstance(text, str) for entry in wanted for text in entry):
+        places = [(socket["slug"], socket["relative_path"]) for socket in map(socket_of, entries)]
+        if not places or not all(isinstance(text, str) for place in places for text in place):
+            raise TypeError
+        slugs = sorted(slug for slug, _ in places)
+        unknown = [slug for slug in slugs if slug not in SOCKETS]
+        if unknown or len(slugs) > 1:
+            raise UserError(
+                f"{inputs_path}: no handler for {', '.join(unknown or slugs)}; "
+                f"supported, one a job: {', '.join(sorted(SOCKETS))}"
+            )
+        name = entries[0]["image"]["name"]
+        if not isinstance(name, str):
             raise TypeError
     except (KeyError, TypeError):
         raise UserError(
-            f"{inputs_path}: not a list of inputs with interface.slug, interface.relative_path and image.name; "
+            f"{inputs_path}: not a list of inputs with socket.slug, socket.relative_path and image.name; "
             "see test/input for an example"
         ) from None
-    slugs = tuple(sorted(slug for slug, _, _ in wanted))
-    if len(slugs) != 1 or slugs[0] not in SOCKETS:
-        raise UserError(
-            f"{inputs_path}: no handler for {', '.join(slugs)}; supported, one a job: {', '.join(sorted(SOCKETS))}"
-        )
-    slug, relative_path, name = wanted[0]
+    ((slug, relative_path),) = places
     return PlatformJob(SOCKETS[slug], _only_image(Path(input_dir), relative_path), name)
 
 
+def socket_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an input or output of the platform's JSON is for: its `socket`, or the `interface` of older files.
+
+    Raises:
+        KeyError or TypeError: it has neither.
+    """
+    found: dict[str, Any] = entry["socket"] if "socket" in entry and entry["socket"] else entry["interface"]
+    return found
+
+
 def _only_image(input_dir: Path, relative_path: str) -> Path:
-    folder = input_dir / relative_path
-    if input_dir.resolve() not in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"{input_dir / 'inputs.json'}: relative_path {relative_path} leads out of the input folder")
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    folder, remedy = input_dir / relative_path, "start the job again, or copy its folder again"
+    try:
+        inside = input_dir.resolve() in (folder.resolve(), *folder.resolve().parents)
+        names = sorted(path.name for path in folder.glob("*"))
+    except (OSError, ValueError) as error:
+        said = f"relative_path {relative_path[:200]!r} is no folder ({brief(error)})"
+        raise UserError(f"{input_dir / 'inputs.json'}: {said}; {remedy}") from None
+    if not inside:
+        said = f"relative_path {relative_path} leads out of the input folder"
+        raise UserError(f"{input_dir / 'inputs.json'}: {said}; {remedy}")
+    found = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
     if len(found) != 1:
-        names = ", ".join(path.name for path in found[:5]) or "none"
-        raise UserError(f"{folder}: one image ({', '.join(IMAGE_SUFFIXES)}) expected, found {len(found)}: {names}")
-    return found[0]
+        said = f"one image ({', '.join(IMAGE_SUFFIXES)}) expected, found {len(found)}: {', '.join(found[:5]) or 'none'}"
+        raise UserError(f"{folder}: {said}; {remedy}")
+    return folder / found[0]
 
 
 def atypical_result(probabilities: Iterable[float]) -> list[dict[str, Any]]:
@@ -146,7 +167,7 @@ def check_detection_result(result: object) -> None:
 
 def is_finite(value: object) -> bool:
     """Whether a value out of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def detection_warning(result: dict[str, Any]) -> str | None:

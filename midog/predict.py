@@ -1,8 +1,8 @@
 """python -m midog predict: what a job is to inference.py, for files and folders, here or on many machines.
 
-Each image gets a folder of its own, with the result, `about.json` (which image, system and weights made it) and, if
-asked for, the report. An image whose `about.json` still holds is not run again, so a batch that was stopped goes on
-where it was, and new weights make new results.
+Each image gets a folder of its own, with the result, `about.json` (which image, um per pixel, system and weights made
+it) and, if asked for, the report. An image whose `about.json` still holds is not run again, so a batch that was stopped
+goes on where it was, and new weights make new results. The crops of a folder are one image, with a table beside it.
 """
 
 import argparse
@@ -14,26 +14,33 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from midog import about, job
+from midog import __version__, about, job
 from midog.errors import UserError
 from midog.files import check_writable, write_file, write_json
+from midog.images.folder import Found, find_images, identity_of, resolution_of
+from midog.images.resolution import ASSUMED, Resolution, format_spacing
 from midog.images.slide import SUFFIXES
+from midog.images.stack import Crops
 from midog.images.track import check_mpp, track_of_image
-from midog.run import Track1, classify_with, load
+from midog.report.export import crops_csv
+from midog.run import classify_with, load
 
 if TYPE_CHECKING:
     from midog.engine.detector import Progress
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "summary.csv"
+SUMMARY, CROPS = "summary.csv", "crops.csv"
+GUESSED = ", resolution assumed"  # behind a status
 REPORTS = {1: "report.html", 2: "contact-sheet.png"}  # by track, what --report leaves
 SCHEDULER_SECONDS = 10
 ONE_AT_A_TIME = threading.Lock()  # a slide takes all processors, however many threads its worker has
@@ -44,7 +51,9 @@ class Job:
     """One image, and all that another machine needs to know about it.
 
     Attributes:
-        image, folder: where it lies, and where its result goes; absolute.
+        image, folder: where it lies, and where its result goes; absolute. The former may be a folder: of a DICOM
+            series, or of crops.
+        name: the image's, with its path in the folder that was given.
         track: 1, 2, or None for what the image looks like.
         model, system, device, mpp: as given to the command.
         report: whether to draw it.
@@ -53,6 +62,7 @@ class Job:
 
     image: Path
     folder: Path
+    name: str
     track: int | None
     model: str | None
     system: str | None
@@ -68,9 +78,10 @@ class JobResult:
 
     Attributes:
         image: its name.
-        status: "done", "done before" or "failed".
+        status: "done", "done before" or "failed"; the former two with `GUESSED` behind, where that is so.
         found: mitotic figures (Track 1), atypical ones (Track 2).
         of: candidates, or crops.
+        um_per_px, um_per_px_source: that was taken, as text, and whether it was read, given or assumed.
         seconds: that it took.
         message: why it failed.
     """
@@ -79,6 +90,8 @@ class JobResult:
     status: str
     found: int = 0
     of: int = 0
+    um_per_px: str = ""
+    um_per_px_source: str = ""
     seconds: float = 0.0
     message: str = ""
 
@@ -86,7 +99,11 @@ class JobResult:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes, beside the options that other commands share."""
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="FILE", help="region, slide or stack of crops, or a folder of them"
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="region, slide, stack of crops or a crop, or a folder, which is searched with all below it",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder an image")
     parser.add_argument("--track", type=int, choices=(1, 2), help="1: detect, 2: classify (what FILE looks like)")
@@ -114,8 +131,10 @@ def run(arguments: argparse.Namespace) -> None:
         write_summary(arguments.out / SUMMARY, results)
     failed = [result for result in results if result.status == "failed"]
     if len(jobs) > 1:
-        counts = Counter(result.status for result in results)
+        counts = Counter(result.status.removesuffix(GUESSED) for result in results)
         said = ", ".join(f"{counts[status]} {status}" for status in ("done", "done before", "failed") if counts[status])
+        guessed = sum(result.status.endswith(GUESSED) for result in results)
+        said += f"; in {guessed} the{GUESSED.removeprefix(',')}" * bool(guessed)
         logger.info("%d images: %s; %s", len(jobs), said, arguments.out / SUMMARY)
     if failed and len(jobs) == 1:
         raise UserError(failed[0].message)
@@ -129,26 +148,50 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     Raises:
         UserError: an empty folder, or two images of one name.
     """
-    images = [image for path in arguments.images for image in expand(path)]
-    repeated = [name for name, count in Counter(image.name for image in images).items() if count > 1]
+    images = [each for path in arguments.images for each in expand(path, arguments.out, arguments.track)]
+    repeated = [name for name, count in Counter(each.name for each in images).items() if count > 1]
     if repeated:
-        raise UserError(f"{repeated[0]}: two images of this name; give them to two commands with another --out each")
+        raise UserError(
+            f"{repeated[0]}: two images of this name; give the folder that holds both, or two commands with another "
+            "--out each"
+        )
     model = str(Path(arguments.model).resolve()) if arguments.model else None
-    shared = (arguments.track, model, arguments.system, arguments.device, arguments.mpp)
-    drawn = (arguments.report, arguments.atypical)
-    return [Job(image.resolve(), (arguments.out / image.name).resolve(), *shared, *drawn) for image in images]
+    shared = (model, arguments.system, arguments.device, arguments.mpp, arguments.report, arguments.atypical)
+    return [
+        Job(
+            each.path.absolute(),
+            (arguments.out / each.name).resolve(),
+            each.name,
+            2 if each.crops else arguments.track,
+            *shared,
+        )
+        for each in images
+    ]
 
 
-def expand(path: Path) -> list[Path]:
-    """The images that a path stands for: a folder's, or itself; a folder of DICOM files is one slide."""
+def expand(path: Path, out: Path, track: int | None = None) -> list[Found]:
+    """The images that a path stands for: itself, or those in the folder and below, which one line counts.
+
+    Args:
+        path: as given.
+        out: for the results; not searched.
+        track: as given; with 1 a crop is a region like others.
+
+    Raises:
+        UserError: a folder without an image.
+    """
     if not path.is_dir():
-        return [path]
-    inside = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and not each.is_dir())
-    if any(each.suffix.lower() == ".dcm" for each in inside):
-        return [path]
-    if not inside:
-        raise UserError(f"{path}: no image in this folder; known are {' '.join(sorted(SUFFIXES))}")
-    return inside
+        return [Found(path, path.name)]
+    found = find_images(path, out, group_crops=track != 1)
+    if not found:
+        known = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{path}: no image in this folder or below it; looked for {known}, and DICOM without suffix")
+    images = [each for each in found if not each.crops]
+    folders = len({each.path.parent for each in images} | {each.path for each in found if each.crops})
+    said = [f"{len(images)} images"] * bool(images)
+    said += [f"{each.crops} crops of {each.name} as one stack" for each in found if each.crops]
+    logger.info("%s: %s, in %d folders", path, ", ".join(said), folders)
+    return found
 
 
 def here(jobs: list[Job]) -> Iterator[JobResult]:
@@ -190,8 +233,8 @@ def spread(jobs: list[Job], address: str) -> Iterator[JobResult]:
             try:
                 result = future.result()
             except Exception as error:  # the scheduler gave the image up, whatever its workers died of
-                image = futures[future].image
-                result = JobResult(image.name, "failed", message=f"{image}: {error}")
+                lost = futures[future]
+                result = JobResult(lost.name, "failed", message=f"{lost.image}: {error}")
             if result.status == "failed" and len(jobs) > 1:
                 logger.warning("failed: %s", result.message)
             yield result
@@ -207,60 +250,90 @@ def process(each: Job, progress: "Progress | None" = None) -> JobResult:
     """Run one image, or find that it was run; what became of it, whatever happens."""
     started = time.perf_counter()
     try:
-        status, track, result = result_of(each, progress)
+        status, track, result, resolution = result_of(each, progress)
     except UserError as error:
-        return JobResult(each.image.name, "failed", message=str(error))
+        return JobResult(each.name, "failed", message=str(error))
     except Exception as error:  # a bug on one image of thousands must not cost the others
         traceback.print_exc()
-        return JobResult(each.image.name, "failed", message=f"{each.image}: {type(error).__name__}: {error}")
+        return JobResult(each.name, "failed", message=f"{each.image}: {type(error).__name__}: {error}")
     entries = result["points"] if track == 1 else result
     sought, key = (job.POINT_NAMES[0], "name") if track == 1 else ("atypical", "class")
     found = sum(entry[key] == sought for entry in entries)
-    return JobResult(each.image.name, status, found, len(entries), round(time.perf_counter() - started, 2))
+    taken = format_spacing(resolution.um_per_px), resolution.source
+    seconds = round(time.perf_counter() - started, 2)
+    status += GUESSED * (resolution.source == ASSUMED)
+    return JobResult(each.name, status, found, len(entries), *taken, seconds)
 
 
-def result_of(each: Job, progress: "Progress | None") -> tuple[str, int, Any]:
-    """Status, track and result of an image; the files are written."""
+def result_of(each: Job, progress: "Progress | None") -> tuple[str, int, Any, Resolution]:
+    """Status, track and result of an image, and the resolution that was taken; the files are written."""
     track = each.track or track_of_image(each.image)
     check_mpp(each.image, each.mpp, track)
     runner = load(each.system, track, each.model, each.device)
-    logger.info("image %s, system %s", each.image.name, runner.system)
+    logger.info("image %s, system %s", each.name, runner.system)
     result_path = each.folder / job.RESULT_NAMES[track]
-    made = about_run(each, runner.system)
-    result = read_done(each.folder / about.NAME, made, result_path)
-    status = "done before" if result is not None else "done"
+    wanted = depends_on(each, runner.system)
+    done = read_done(each.folder / about.NAME, wanted, result_path)
     check_writable(each.folder)
-    if result is None:
-        result = runner.result(each.image, each.mpp, progress)
+    if done:
+        result, resolution = done.result, done.resolution
+        for text in done.warnings:
+            logger.warning(text)
+    else:
+        with _warnings() as warnings, runner.open(each.image, each.mpp) as image:
+            result = runner.result(each.image, image, progress)
+            resolution = resolution_of(image)
+            table = crops_csv(image.names, result, image.resolutions) if isinstance(image, Crops) else None
         (each.folder / about.NAME).unlink(missing_ok=True)
         write_json(result_path, result)
-        about.write_about(each.folder, made)
-    logger.info("result %s%s", result_path, ", made before" if status == "done before" else "")
-    if each.report and (status == "done" or not (each.folder / REPORTS[track]).exists()):
-        _draw(each, track, result, runner)
-    return status, track, result
+        if table:
+            write_file(each.folder / CROPS, table)
+        made = {
+            "image": {"name": each.image.name} | wanted["image"],
+            "resolution": asdict(resolution),
+            "program": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "warnings": warnings,
+        }
+        about.write_about(each.folder, wanted | made)
+    logger.info("result %s%s", result_path, ", made before" if done else "")
+    if each.report and (not done or not (each.folder / REPORTS[track]).exists()):
+        _draw(each, track, result, resolution, runner)
+    return "done before" if done else "done", track, result, resolution
 
 
-def _draw(each: Job, track: int, result: Any, runner: Any) -> None:
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """The lines that the library warns with meanwhile."""
+    texts: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    listener, listened = Listener(logging.WARNING), logging.getLogger("midog")
+    listened.addHandler(listener)
+    try:
+        yield texts
+    finally:
+        listened.removeHandler(listener)
+
+
+def _draw(each: Job, track: int, result: Any, resolution: Resolution, runner: Any) -> None:
     from midog.report.draw import draw
 
-    default = runner.um_per_px if isinstance(runner, Track1) else 0.25
     subtypes = classify_with(each.model, each.device) if each.atypical and track == 1 else None
     logging.getLogger("midog.images").setLevel(logging.ERROR)  # what is odd about the file was said when it was run
     try:
-        draw(track, each.image, result, each.folder, each.mpp, default, str(runner.system), subtypes)
+        draw(track, each.image, result, each.folder, resolution, (), str(runner.system), subtypes)
     finally:
         logging.getLogger("midog.images").setLevel(logging.NOTSET)
 
 
-def about_run(each: Job, system: Any) -> dict[str, Any]:
-    """All that a result depends on, as written to about.json."""
-    try:
-        stat = each.image.stat()
-    except OSError as error:
-        raise UserError(f"{each.image}: cannot be read ({error.strerror}); check the path") from None
+def depends_on(each: Job, system: Any) -> dict[str, Any]:
+    """All that a result depends on, as about.json has it, where the image has a name, too."""
     return {
-        "image": {"name": each.image.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns},
+        "image": identity_of(each.image),
         "um_per_px_given": each.mpp,
         "system": system.system,
         "version": system.version,
@@ -269,13 +342,25 @@ def about_run(each: Job, system: Any) -> dict[str, Any]:
     }
 
 
-def read_done(path: Path, made: dict[str, Any], result_path: Path) -> Any:
-    """The result beside an about.json that says the same, or None."""
+@dataclass(frozen=True)
+class Done:
+    """A result that is there: the platform's JSON, the resolution that was taken, and what the run warned with."""
+
+    result: Any
+    resolution: Resolution
+    warnings: Sequence[str]
+
+
+def read_done(path: Path, wanted: dict[str, Any], result_path: Path) -> Done | None:
+    """The result beside an about.json, if it says that this was made from the same by the same; or None."""
     try:
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(made)):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        there = {key: made[key] for key in wanted} | {"image": made["image"] | {"name": None}}
+        if there != json.loads(json.dumps(wanted | {"image": wanted["image"] | {"name": None}})):
             return None
-        return json.loads(result_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        resolution = msgspec.convert(made["resolution"], Resolution)
+        return Done(json.loads(result_path.read_text(encoding="utf-8")), resolution, made["warnings"])
+    except (KeyError, OSError, TypeError, ValueError, msgspec.ValidationError):
         return None
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from midog import job
 from midog.detections import Detections
 from midog.errors import not_installed
+from midog.images.folder import open_stack
+from midog.images.resolution import ASSUMED_UM_PER_PX
 from midog.images.slide import ArraySlide, Slide, open_slide
-from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Stack
+from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Crops, Stack
 from midog.system import CROP_UM, System, find_folder, load_system, model_folder
 
 if TYPE_CHECKING:
@@ -56,12 +59,6 @@ class _Loaded:
 class Track1(_Loaded):
     """A system that finds mitotic figures."""
 
-    @property
-    def um_per_px(self) -> float:
-        """What an image without a resolution is taken to have."""
-        assert self.system.detector is not None
-        return self.system.detector.um_per_px
-
     @cached_property
     def _detector(self) -> "SystemDetector":
         device = self.device
@@ -80,34 +77,48 @@ class Track1(_Loaded):
         Args:
             image: path of any file that `midog.images.slide.open_slide` reads, uint8 (H, W, 3) RGB, or a PIL image.
             mpp: um per pixel of both axes, whatever a file says; without it, pixels that are in no file are taken to
-                have the system's own, with a warning.
+                have those of the challenge's images, with a warning.
             progress: wraps the places of the tiles (tqdm).
 
         Returns:
             `Detections` in px of the image, in reading order; `accepted` are the mitotic figures.
 
         Raises:
-            UserError: the image cannot be read, or weights are missing or broken.
+            UserError: the image cannot be read or names a resolution that no scanner has, or weights are missing or
+                broken.
         """
-        detector = self._detector  # what is wrong with a system is said before an image is read
-        with self._open(image, mpp) as source:
-            logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", self.device, *source.size, *source.um_per_px)
-            found = detector(source, progress)
+        if isinstance(image, str | Path):
+            slide: Slide = self.open(Path(image), mpp)
+        else:
+            if mpp is None:
+                logger.warning("pixels without a resolution: %g um/px taken; give mpp", ASSUMED_UM_PER_PX)
+                mpp = ASSUMED_UM_PER_PX
+            pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+            slide = ArraySlide(pixels, (mpp, mpp))
+        with slide:
+            return self._detect(slide, progress)
+
+    def open(self, path: Path, mpp: float | None = None, refuse_implausible: bool = True) -> Slide:
+        """A region or slide for `result`, as `midog.images.slide.open_slide` opens it."""
+        self._detector  # noqa: B018 - what is wrong with a system is said before an image is read
+        return open_slide(path, mpp, refuse_implausible=refuse_implausible)
+
+    def _detect(self, slide: Slide, progress: "Progress | None") -> Detections:
+        logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", self.device, *slide.size, *slide.um_per_px)
+        found = self._detector(slide, progress)
         logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
         return found
 
-    def _open(self, image: "str | Path | NDArray[np.uint8] | Image", mpp: float | None) -> Slide:
-        if isinstance(image, str | Path):
-            return open_slide(image, mpp, self.um_per_px)
-        if mpp is None:
-            logger.warning("pixels without a resolution: %g um/px taken; give mpp", self.um_per_px)
-            mpp = self.um_per_px
-        pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
-        return ArraySlide(pixels, (mpp, mpp))
+    def result(self, path: Path, slide: Slide, progress: "Progress | None" = None) -> dict[str, Any]:
+        """The platform's checked JSON of an open image; one warning line if the challenge would refuse it.
 
-    def result(self, path: Path, mpp: float | None = None, progress: "Progress | None" = None) -> dict[str, Any]:
-        """`predict` as the platform's checked JSON; one warning line if the challenge would refuse it."""
-        result = self.predict(path, mpp, progress).to_json()
+        Points are in mm by the spacing that the file names, even where that cannot be right and another was taken for
+        the networks: who reads the result takes them apart by it.
+        """
+        found = self._detect(slide, progress)
+        if slide.resolution.in_file:
+            found = replace(found, um_per_px=slide.resolution.in_file)
+        result = found.to_json()
         job.check_detection_result(result)
         if warning := job.detection_warning(result):
             logger.warning("%s: %s", path, warning)
@@ -144,17 +155,26 @@ class Track2(_Loaded):
 
     def classify_stack(self, path: Path) -> NDArray[np.float32]:
         """As `classify`, every crop of a stack on disk; UserError where it cannot be read."""
+        return self._classify(self.open(path))
+
+    def open(self, path: Path, mpp: float | None = None, refuse_implausible: bool = True) -> Stack | Crops:
+        """A stack, a crop, or a folder of crops for `result`, as `midog.images.folder.open_stack` opens it.
+
+        Its um per pixel is its own, and matters only where its pages have another size.
+        """
         self._classifier  # noqa: B018 - what is wrong with a system is said before an image is read
-        stack = Stack(path)
+        return open_stack(path)
+
+    def _classify(self, stack: Stack | Crops) -> NDArray[np.float32]:
         um_per_px = "unknown" if stack.um_per_px is None else "{:.4g} x {:.4g}".format(*stack.um_per_px)
         logger.info("device %s, um/px %s", self.device, um_per_px)
         probabilities = self.classify(stack)
         logger.info("pages %d, atypical %d", len(probabilities), (probabilities >= 0.5).sum())
         return probabilities
 
-    def result(self, path: Path, mpp: float | None = None, progress: "Progress | None" = None) -> list[dict[str, Any]]:
-        """`classify_stack` as the platform's JSON; a stack's um per pixel is its own, and it needs no progress bar."""
-        return job.atypical_result(self.classify_stack(path))
+    def result(self, path: Path, stack: Stack | Crops, progress: "Progress | None" = None) -> list[dict[str, Any]]:
+        """The platform's JSON of an open stack; it needs no progress bar."""
+        return job.atypical_result(self._classify(stack))
 
     def classify_figures(self, slide: Slide, found: Detections) -> Detections:
         """The accepted ones with P(atypical); each is cut as Track 2's crops are, whatever the slide's spacing.

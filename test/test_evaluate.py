@@ -22,6 +22,7 @@ from midog.evaluation.cases import (
 )
 from midog.evaluation.evaluate import count_notes
 from midog.evaluation.labelled import extents, read_labelled
+from midog.evaluation.tables import image_names
 from midog.run import Track2
 from midog.system import DataSource, Detector, Made, Merge, System, read_system
 from resources.data import ground_truth
@@ -221,6 +222,7 @@ def test_track_2s_problems(tmp_path, capsys):
     [
         ([], "no image in it"),
         ({"a": {"annotations": [[1, 1]], "tumor domain": 0, "roi type": "random"}}, "a: annotation"),
+        ({"a": {"annotations": [[97, 354, 0]], "tumor domain": 0, "roi type": "random"}}, "looks like px; mm expected"),
         ({"a": {"annotations": [], "tumor domain": 0, "roi type": "quiet"}}, "a: roi type 'quiet'"),
         ({"a": {"annotations": [], "roi type": "random"}}, "a: 'tumor domain' is missing"),
         (STACKS, "not a ground truth of Track 1"),
@@ -351,6 +353,43 @@ def test_spacings_that_predict_was_given(tmp_path):
         write(folder / image / "about.json", about)
     write(folder / "003.tiff" / "mitotic-figures.json", result())
     assert given_spacings(1, TRUTH, folder) == {"001.tiff": 0.2274, "002.tiff": None}
+
+
+def test_an_assumed_spacing_is_told_and_a_folder_may_stand_before_a_name(tmp_path):
+    image, name = "01/25.tif", "mitotic-figures.json"  # as predict leaves it, and TUPAC16 has two of 25.tif
+    truths = {image: TRUTH["001.tiff"], "02/25.tif": TRUTH["002.tiff"], "26.tif": TRUTH["003.tiff"]}
+    for found in (image, "02/25.tif", "03/26.tif"):
+        write(tmp_path / found / name, result())
+    about = {"image": {"name": "25.tif"}, "um_per_px_given": None, "system": "mine", "version": "1"}
+    write(tmp_path / image / "about.json", about | {"resolution": {"source": "assumed"}})
+    results = find_results(tmp_path, 1, list(truths))
+    assert results.found == [
+        (image, tmp_path / image / name),
+        ("02/25.tif", tmp_path / "02/25.tif" / name),
+        ("26.tif", tmp_path / "03/26.tif" / name),
+    ]
+    _, remarks = read_cases(1, truths, tmp_path)
+    assert remarks == [
+        "1 of 3 predictions were made with an assumed um per pixel (01/25.tif): if that is wrong, so are their mm"
+    ]
+
+
+@pytest.mark.parametrize("keys", [("socket",), ("interface",), ("socket", "interface")])
+def test_predictions_of_jobs_by_either_name_of_a_socket(tmp_path, keys):
+    folder = write_jobs(tmp_path / "jobs", RESULTS)
+    jobs = json.loads((folder / "predictions.json").read_text())
+    for entry in (entry for job in jobs for entry in (*job["inputs"], *job["outputs"])):
+        socket = entry.pop("interface")
+        entry.update({key: socket if key == keys[0] else {"slug": "of an older file"} for key in keys})
+    write(folder / "predictions.json", jobs)
+    assert [image for image, _ in find_results(folder, 1, list(TRUTH)).found] == list(RESULTS)
+
+
+def test_names_tell_the_images_of_a_table_apart():
+    assert image_names(["a/1.png", "b/2.png"]) == ["1.png", "2.png"]
+    assert image_names(["../x/a/1.png", "../x/b/1.png", "../x/b/2.png"]) == ["a/1.png", "b/1.png", "b/2.png"]
+    assert image_names(["a/1.png", "a/1.png"]) == ["1.png", "1.png"]
+    assert image_names([]) == []
 
 
 def test_what_a_system_was_trained_on_is_no_test():

@@ -36,6 +36,33 @@ def write_inputs(folder, slug="stacked-histopathology-roi-cropouts", path="image
     (folder / "inputs.json").write_text(json.dumps([entry]))
 
 
+@pytest.mark.parametrize("keys", [("socket",), ("interface",), ("socket", "interface")])
+def test_a_socket_goes_by_either_name(job, keys):
+    (entry,) = json.loads((job / "inputs.json").read_text())
+    socket = entry.pop("interface")
+    older = {"slug": "of-an-older-file", "relative_path": "images"}
+    entry |= {key: socket if key == keys[0] else older for key in keys}
+    (job / "inputs.json").write_text(json.dumps([entry]))
+    assert jobs.read_job(job).image_path.name == "3f6c1f0e-sample.tif"
+
+
+def test_a_socket_without_a_handler_is_named_whatever_it_holds(job):
+    entries = json.loads((job / "inputs.json").read_text())
+    entries.append({"image": None, "value": 3, "socket": {"slug": "tumour-type", "relative_path": "tumour.json"}})
+    (job / "inputs.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match="no handler for tumour-type; supported, one a job: histo"):
+        jobs.read_job(job)
+    (job / "inputs.json").write_text(json.dumps(entries[:1] * 2))
+    with pytest.raises(UserError, match="no handler for stacked-.*, stacked-"):
+        jobs.read_job(job)
+
+
+def test_hidden_files_beside_the_image_are_none(job):
+    image = next(job.glob("images/*/*.tif"))
+    (image.parent / f"._{image.name}").write_bytes(b"\0\5\x16\7")  # macOS leaves them on other disks
+    assert jobs.read_job(job).image_path == image
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -82,9 +109,10 @@ def test_no_image_and_two_images(job):
         jobs.read_job(job)
 
 
-def test_a_path_out_of_the_input_folder_is_refused(tmp_path):
-    write_inputs(tmp_path, path="../elsewhere")
-    with pytest.raises(UserError, match="leads out"):
+@pytest.mark.parametrize(("path", "said"), [("../elsewhere", "leads out"), ("a\0b", "is no folder")])
+def test_a_path_that_is_none_inside_the_input_folder_is_refused(tmp_path, path, said):
+    write_inputs(tmp_path, path=path)
+    with pytest.raises(UserError, match=said):
         jobs.read_job(tmp_path)
 
 

@@ -1,20 +1,30 @@
 """Many images in one go: what is run, what is kept, what fails, here and on a scheduler's workers."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from compare import differences
 from conftest import ROOT
+from images.writers import write_dicom
 from test_detect import write_random_system
 
 from midog import __main__ as commands
+from midog.about import END_BYTES, identity
+from midog.detections import Detections
+from midog.images.folder import open_stack
 from midog.images.slide import open_slide
+from midog.job import atypical_result
 from midog.predict import expand
 
 REGION = next((ROOT / "test/input/track1/images").glob("*/*.tif*"))
@@ -95,20 +105,210 @@ def test_other_weights_or_another_spacing_make_a_new_result(images, model, tmp_p
     assert json.loads((out / "0.png/about.json").read_text())["system"] == "random"
 
 
-def test_what_a_folder_stands_for(images, tmp_path, model, capfd):
-    assert [path.name for path in expand(images)] == ["0.png", "1.png", "2.png", "broken.png"]
-    assert expand(tmp_path / "none.svs") == [tmp_path / "none.svs"]
+def found_in(folder, *more):
+    """Name and kind of what a folder stands for."""
+    return {each.name: each.crops for each in expand(folder, folder / "out", *more)}
+
+
+def test_what_a_folder_stands_for(images, tmp_path, capfd):
+    assert list(found_in(images)) == ["0.png", "1.png", "2.png", "broken.png"]
+    assert [each.path for each in expand(tmp_path / "none.svs", tmp_path)] == [tmp_path / "none.svs"]
     dicom = tmp_path / "dicom"
     dicom.mkdir()
-    (dicom / "level-0.dcm").touch()
-    assert expand(dicom) == [dicom]
+    (dicom / "level-0.dcm").touch()  # opening it says what is wrong with it
+    assert [(each.path, each.name) for each in expand(dicom, tmp_path)] == [(dicom, "dicom")]
     for arguments, said in (
         ([images / "0.png", images], "two images of this name"),
-        ([tmp_path / "out"], "no image in this folder"),
+        ([tmp_path / "out"], "no image in this folder or below it; looked for .bif"),
     ):
         (tmp_path / "out").mkdir(exist_ok=True)
         assert commands.main(["predict", *map(str, arguments), "--out", str(tmp_path / "o")]) == 1
         assert said in capfd.readouterr().err
+
+
+def test_a_folder_is_searched_to_its_ground(tmp_path, capfd):
+    """Hidden files, results, parts of slides and what links lead round to are no images."""
+    root = tmp_path / "root"
+    for name in (
+        *("a.svs", "a/a.svs", "a/b c/Ä.ndpi", "._a.svs", ".hidden/b.svs", "a/.b.png", "__MACOSX/c.svs"),
+        *("m.mrxs", "m/Slidedat.ini", "m/cover.jpg", "v.vms", "v(0,0).jpg", "v_macro.jpg", "0.jpg", "1/a.svs"),
+        *("out/a.svs/overlay.png", "before/a.svs/about.json", "before/a.svs/overlay.png", "notes.txt"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "v.vms").write_text("[Virtual]\nImageFile=v(0,0).jpg\nMacroImage=v_macro.jpg\nNoLayers=1\n")
+    (root / "a/round").symlink_to(root)
+    (root / "a/up").symlink_to(tmp_path)
+    (root / "itself").symlink_to(root / "itself")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/e.svs").touch()
+    (root / "e").symlink_to(tmp_path / "elsewhere")
+    assert set(found_in(root)) == {"a.svs", "a/a.svs", "a/b c/Ä.ndpi", "m.mrxs", "v.vms", "0.jpg", "1/a.svs", "e/e.svs"}
+    assert commands.main(["predict", str(root), "--out", str(root / "out"), "--model", str(tmp_path / "none")]) == 1
+    assert f"{root}: 8 images, in 5 folders" in capfd.readouterr().out
+
+
+def test_dicom_is_a_slide_a_series(tmp_path):
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    for name, series in (("one/a", "1.2.3.1"), ("two/a", "1.2.3.2"), ("two/b", "1.2.3.3"), ("beside/a", "1.2.3.4")):
+        path = tmp_path / f"{name}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        write_dicom(path, pixels, series=series)
+    (tmp_path / "one/a.dcm").rename(tmp_path / "one/IM_0001")
+    (tmp_path / "beside/a.svs").touch()
+    assert set(found_in(tmp_path)) == {"one", "two/a.dcm", "two/b.dcm", "beside/a.dcm", "beside/a.svs"}
+
+
+def write_crop(path, side=128, **more):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((side, side, 3), 60, np.uint8)).save(path, **more)
+    return path
+
+
+def test_crops_of_a_folder_are_one_image(tmp_path):
+    for name, side in (("a/1.png", 64), ("a/2.jpg", 256), ("a/3.tif", 128), ("b/1.png", 128), ("b/region.png", 600)):
+        write_crop(tmp_path / name, side)
+    (tmp_path / "a/._1.png").write_bytes(b"\0\5\x16\7")
+    cut = write_crop(tmp_path / "b/cut.png")
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert found_in(tmp_path) == {"a": 3, "b/region.png": 0, "b/cut.png": 0, "b": 1}
+    assert set(found_in(tmp_path, 1).values()) == {0}
+    assert found_in(tmp_path / "a") == {"a": 3}
+
+
+class Stub:
+    """A system of either track: it finds a figure at (9, 8), and P(atypical) is how red a crop is."""
+
+    system = SimpleNamespace(system="stub", version="1", detector=None, classifier=None)
+
+    def __init__(self, track):
+        self.track = track
+
+    def open(self, path, mpp=None):
+        return open_stack(path) if self.track == 2 else open_slide(path, mpp, refuse_implausible=True)
+
+    def result(self, path, image, progress=None):
+        if self.track == 2:
+            return atypical_result(crop[0, 0, 0] / 255 for crop in image)
+        return Detections.of([[9, 8, 9, 8]], [0.9], image.um_per_px).to_json()
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr("midog.predict.load", lambda system, track, model, device: Stub(track))
+
+
+def test_crops_have_one_result_and_a_table(stub, tmp_path, capfd):
+    folder, out = tmp_path / "crops", tmp_path / "out"
+    write_crop(folder / "b.png", dpi=(101_600, 101_600))
+    write_crop(folder / "a.png")
+    write_crop(folder / "sub/c.png", 100)
+    command = ["predict", str(folder), "--out", str(out), "--report"]
+    assert commands.main(command) == 0
+    assert f"{folder}: 2 crops of crops as one stack, 1 crops of sub as one stack" in capfd.readouterr().out
+    assert len(json.loads((out / "crops/multiple-mitotic-figure-classification.json").read_text())) == 2
+    table = "file,class,p_atypical,um_per_px,um_per_px_source\n"
+    crops = "a.png,normal,0.235294,0.25,assumed\nb.png,normal,0.235294,0.25,read\n"
+    assert (out / "crops/crops.csv").read_text() == table + crops
+    assert (out / "sub/crops.csv").read_text() == table + "c.png,normal,0.235294,0.32,assumed\n"
+    assert {row["status"] for row in rows(out).values()} == {"done, resolution assumed"}
+    assert (out / "crops/contact-sheet.png").exists()
+    assert commands.main(command) == 0
+    assert [row["status"] for row in rows(out).values()] == ["done before, resolution assumed"] * 2
+    result = out / "crops/multiple-mitotic-figure-classification.json"
+    assert commands.main(["report", str(folder), str(result), "--out", str(tmp_path / "drawn")]) == 0
+    assert (tmp_path / "drawn/contact-sheet.png").read_bytes() == (out / "crops/contact-sheet.png").read_bytes()
+    write_crop(folder / "0.png")
+    assert commands.main(["report", str(folder), str(result), "--out", str(tmp_path / "drawn")]) == 1
+    assert "--any-image" in capfd.readouterr().err
+    assert commands.main(command) == 0
+    assert rows(out)["crops"]["status"] == "done, resolution assumed"
+
+
+def test_what_was_assumed_stays_with_the_result(images, stub, tmp_path, capfd):
+    out = tmp_path / "out"
+    only = images / "0.png"
+    command = ["predict", str(only), "--out", str(out), "--report"]
+    for status in ("done, resolution assumed", "done before, resolution assumed"):
+        assert commands.main(command) == 0
+        row = rows(out)["0.png"]
+        assert (row["status"], row["um_per_px"], row["um_per_px_source"]) == (status, "0.25", "assumed")
+        assert "0.png: no resolution in the file: 0.25 um/px taken" in capfd.readouterr().err
+    assert "Resolution: 0.25 um/px, assumed" in (out / "0.png/report.html").read_text()
+    about = json.loads((out / "0.png/about.json").read_text())
+    assert about["image"] == {"name": "0.png"} | identity([only])
+    assert about["resolution"]["source"] == "assumed"
+    assert about["warnings"] == ["0.png: no resolution in the file: 0.25 um/px taken; name another with --mpp"]
+    assert datetime.fromisoformat(about["date"]).utcoffset() == timedelta(0)
+    # what a result does not depend on makes no new one; what older versions left is made anew
+    about |= {"date": "2020-01-01T00:00:00+00:00", "program": "0", "image": about["image"] | {"name": "other.png"}}
+    (out / "0.png/about.json").write_text(json.dumps(about))
+    os.utime(only, (0, 0))
+    assert commands.main(command) == 0
+    assert rows(out)["0.png"]["status"].startswith("done before")
+    del about["resolution"]
+    (out / "0.png/about.json").write_text(json.dumps(about))
+    assert commands.main(command) == 0
+    assert rows(out)["0.png"]["status"] == "done, resolution assumed"
+
+
+def test_a_resolution_that_no_scanner_has_is_refused(images, stub, tmp_path, capfd):
+    from PIL import Image
+
+    path = tmp_path / "a.tif"
+    Image.open(images / "0.png").save(path, dpi=(25_400 / 0.05,) * 2)
+    command = ["predict", "--track", "1", str(path), "--out", str(tmp_path / "out")]
+    assert commands.main(command) == 1
+    assert "a.tif: the file says 0.05 um/px" in capfd.readouterr().err
+    assert commands.main([*command, "--mpp", "0.25"]) == 0
+    assert rows(tmp_path / "out")["a.tif"]["um_per_px_source"] == "given"
+
+
+def test_one_name_in_two_folders_and_a_broken_one_between(images, stub, tmp_path):
+    (images / "broken.png").unlink()
+    for name in ("a/0.png", "b/0.png", "b/c/0.png"):
+        (images / name).parent.mkdir(exist_ok=True)
+        shutil.copy(images / "0.png", images / name)
+    (images / "b/0.png").write_bytes(b"no image")
+    (images / "dicom").mkdir()
+    (images / "dicom/a.dcm").write_bytes(b"no slide")
+    out = tmp_path / "out"
+    assert commands.main(["predict", str(images), "--out", str(out), "--mpp", "0.25"]) == 1
+    failed = {name for name, row in rows(out).items() if row["status"] == "failed"}
+    assert failed == {"b/0.png", "dicom"}
+    assert {name for name in rows(out) if (out / name / POINTS).exists()} == set(rows(out)) - failed
+    assert {"0.png", "a/0.png", "b/c/0.png"} <= set(rows(out)) - failed
+
+
+def test_a_name_that_is_no_text_is_drawn_and_told(images, stub, tmp_path):
+    path = os.fsencode(tmp_path) + b"/F\xe4lle.png"  # as Windows wrote it long ago
+    try:
+        shutil.copy(os.fsencode(images / "0.png"), path)
+    except OSError:
+        pytest.skip("no such name on this disk")
+    out = tmp_path / "out"
+    assert commands.main(["predict", os.fsdecode(path), "--out", str(out), "--mpp", "0.25", "--report"]) == 0
+    assert list(rows(out)) == [r"F\udce4lle.png"]
+
+
+def test_an_image_is_known_by_its_ends(tmp_path):
+    large, small = tmp_path / "large", tmp_path / "small"
+    small.write_bytes(b"abc")
+    large.write_bytes(bytes(2 * END_BYTES) + b"abc")
+    assert identity([small]) == {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    known = identity([large])
+    with large.open("r+b") as file:
+        file.seek(END_BYTES + 1)
+        file.write(b"x")  # in the middle: only the date tells
+    os.utime(large, (0, 0))
+    assert identity([large]) == known | {"modified": 0}
+    with large.open("r+b") as file:
+        file.write(b"x")
+    assert identity([large])["sha256"] != known["sha256"]
+    assert identity([small, large]) != identity([large, small])
+    assert identity([small, large])["bytes"] == 2 * END_BYTES + 6
 
 
 def test_no_scheduler_is_said_in_one_line(images, model, tmp_path, capfd, monkeypatch):
@@ -190,3 +390,35 @@ def test_a_system_that_was_written_anew_is_loaded_anew(model, tmp_path):
 def test_atypical_is_part_of_a_report(images, model, tmp_path, capfd):
     assert predict(images, tmp_path / "out", model, "--atypical") == 1
     assert "--atypical: is shown in the report; give --report too" in capfd.readouterr().err
+
+
+@pytest.fixture
+def run_sh(tmp_path):
+    """run.sh beside an environment that only prints: the arguments of midog predict, a line each."""
+    here = tmp_path / "the house"
+    (here / "midog").mkdir(parents=True)
+    shutil.copy(ROOT / "run.sh", here)
+    (here / "environment.sh").touch()
+    (here / "midog/__main__.py").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
+
+    def run(*arguments, cwd=tmp_path):
+        done = subprocess.run([here / "run.sh", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+        return done.stdout.replace(str(here), "HERE").splitlines() if done.returncode == 0 else done.stderr
+
+    return run
+
+
+def test_run_sh_takes_any_name_and_any_option(run_sh, tmp_path):
+    folder = tmp_path / "Fälle v1.2"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for given, cwd in ((".", folder), (f"{folder.name}/", tmp_path), ("link", tmp_path), (str(folder), folder)):
+        assert run_sh(given, cwd=cwd) == ["predict", str(folder), "--out", f"HERE/output/{folder.name}", "--report"]
+    of_file = ["predict", f"{folder}/-a b.tif", "--out", "HERE/output/-a b", "--report"]
+    assert run_sh("./-a b.tif", cwd=folder) == run_sh("--", "-a b.tif", cwd=folder) == of_file
+    more = ["--mpp", ".25", "--atypical"]
+    assert run_sh("a.tif", *more) == ["predict", f"{tmp_path}/a.tif", "--out", "HERE/output/a", "--report", *more]
+    assert run_sh("a.tif", "o ut", *more)[2:] == ["--out", "o ut", "--report", *more]
+    assert run_sh("--help")[0].startswith("usage: ./run.sh")
+    assert run_sh("--help")[-2:] == ["predict", "--help"]
+    assert "--mpp stands where FILE is expected" in run_sh("--mpp", ".25", "a.tif")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from midog.evaluation.labelled import read_labelled
 from midog.images.slide import open_slide
 from resources.data import prepare, retile
 from resources.data.class_names import BACKGROUND, HARD_NEGATIVE, MITOTIC, UNCLEAR, meaning
@@ -215,6 +216,32 @@ def test_slides_of_a_slide_runner_database(tmp_path, capsys):
     assert "class 'Mitotic figure lookalike': 1 cells, taken as non-mitotic figure" in told
     assert "class 'Granulocyte': 1 cells, taken as background" in told
     assert "class 'without agreement': 1 cells, taken as unclear" in told
+
+
+@pytest.mark.parametrize("root", ["", "C:\\TUPAC\\"])
+def test_files_of_one_name_in_the_directories_of_a_database(root, tmp_path):
+    """As TUPAC16's: a directory a patient, which is the case."""
+    path = tmp_path / "cells.sqlite"
+    slides = [(1, "25.tiff", 700, 600), (2, "25.tiff", 700, 600), (3, "26.tiff", 700, 600)]
+    database(path, slides, [(1, 2, SPOT, 0, [(300, 200)]), (2, 2, SPOT, 0, [(90, 80)])])
+    with sqlite3.connect(path) as file:
+        file.executemany(
+            "UPDATE Slides SET directory = ? WHERE uid = ?", [(f"{root}0{min(n, 2)}", n) for n in (1, 2, 3)]
+        )
+    file.close()
+    (tmp_path / "slides").mkdir()
+    draw(tmp_path / "slides/01/25.tiff", (700, 600), [(300, 200)])
+    draw(tmp_path / "slides/02/25.tiff", (700, 600), [(90, 80)])
+    draw(tmp_path / "slides/02/26.tiff", (700, 600))
+    command = ["slide-runner", "--database", str(path), "--slides", str(tmp_path / "slides")]
+    assert run(command, tmp_path / "out") == 0
+    images, _ = check_tables(tmp_path / "out")
+    assert list(images.image) == ["../slides/01/25.tiff", "../slides/02/25.tiff", "../slides/02/26.tiff"]
+    assert [str(case) for case in images.case] == ["1", "2", "2"]  # pandas takes them for numbers; read_tables does not
+    assert [field.name for field in read_fields([tmp_path / "out"])] == ["01/25.tiff", "02/25.tiff", "02/26.tiff"]
+    truths = read_labelled(1, [str(tmp_path / "out")]).truths
+    assert [len(truth["annotations"]) for truth in truths.values()] == [1, 1, 0]
+    assert retile.main([str(tmp_path / "out"), str(tmp_path / "tiled")]) == 0
 
 
 def test_an_early_database_marks_no_deleted_cells(tmp_path):

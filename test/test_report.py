@@ -13,13 +13,16 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT
 from PIL import Image, ImageColor
 
 from midog import __main__ as commands
+from midog.about import identity
 from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detections
 from midog.errors import UserError
-from midog.images.slide import Slide
+from midog.images.resolution import ASSUMED, GIVEN, Resolution
+from midog.images.slide import Slide, open_slide
 from midog.report.canvas import HEADER, HOTSPOT_COLOUR, scale_bar
 from midog.report.contact_sheet import write_contact_sheets
 from midog.report.density import density_map, scale_top
@@ -91,12 +94,13 @@ def test_a_ring_lies_around_its_pixel(probability, width, monkeypatch):
 
 @pytest.mark.parametrize(("given", "default", "used"), [(0.2274, 0.25, 0.2274), (None, 0.5, 0.5), (None, 0.25, 0.25)])
 def test_a_result_comes_back_to_the_pixels_that_it_was_made_from(given, default, used, tmp_path):
-    """The image names no resolution; the result was made with the one given, or with what the system works at."""
+    """The image names no resolution; the result was made with the one given, or one was assumed."""
     Image.new("RGB", (1200, 900), (230, 180, 215)).save(tmp_path / "a.png")
     places = [(12.25, 300.5), (1000, 800)]
     result = Detections.of(np.tile(places, 2), [0.4, 0.9], (used, used)).to_json()
     result["points"].reverse()  # the report sorts them
-    draw(1, tmp_path / "a.png", result, tmp_path, given, default)
+    resolution = Resolution((given, given), GIVEN, "") if given else None
+    draw(1, tmp_path / "a.png", result, tmp_path, resolution, default_um_per_px=default)
     rows = list(csv.DictReader((tmp_path / "figures.csv").open()))
     assert [(row["x_px"], row["y_px"]) for row in rows] == [("1000.00", "800.00"), ("12.25", "300.50")]
     assert f"{used:g} × {used:g} µm/px" in (tmp_path / "report.html").read_text()
@@ -206,14 +210,18 @@ def test_csv_and_geojson_hold_every_candidate():
     slide = PlainSlide((4000, 3000), (0.25, 0.5), (1.0, 2.0))
     found = found_on(slide, [(100, 200), (3000.25, 10), (7, 8)], [0.9, 0.8, 0.3], atypical=[0.75, 0.25, np.nan])
     in_hotspot = np.array([True, False, True])
-    rows = list(csv.DictReader(io.StringIO(figures_csv(found, in_hotspot, True))))
+    resolution = Resolution((0.25, 0.5), ASSUMED, "no resolution in the file")
+    rows = list(csv.DictReader(io.StringIO(figures_csv(found, in_hotspot, True, resolution))))
     assert [row["name"] for row in rows] == [ATYPICAL, NORMAL, REJECTED]
     first = [*rows[0].values()]
-    assert [*rows[0]] == ["number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical"]
-    assert first == ["1", ATYPICAL, "0.900000", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
+    assert [*rows[0]][:9] == [
+        *("number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical")
+    ]
+    assert first[:9] == ["1", ATYPICAL, "0.900000", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
+    assert all(row["um_per_px"] == "0.25 x 0.5" and row["um_per_px_source"] == "assumed" for row in rows)
     assert [row["in_hotspot"] for row in rows] == ["1", "0", "1"]
     assert rows[2]["p_atypical"] == ""
-    assert "p_atypical" not in figures_csv(found, in_hotspot, False)
+    assert "p_atypical" not in figures_csv(found, in_hotspot, False, resolution)
 
     collection = json.loads(figures_geojson(slide, found, Hotspot(0, 0, 500_000, 400_000, 1)))
     assert set(collection) == {"type", "features"}
@@ -233,6 +241,60 @@ def test_csv_and_geojson_hold_every_candidate():
     assert [point["properties"]["classification"]["name"] for point in points] == [ATYPICAL, NORMAL, REJECTED]
     assert window["properties"]["objectType"] == "annotation"
     assert window["geometry"]["coordinates"] == [[[0, 0], [2000, 0], [2000, 800], [0, 800], [0, 0]]]
+
+    slide.corner_px = 1000, 10  # QuPath opens the scanned area alone
+    collection = json.loads(figures_geojson(slide, found, Hotspot(0, 0, 500_000, 400_000, 1)))
+    assert collection["counted_from_px"] == [1000, 10]
+    *points, window = collection["features"]
+    assert points[1]["geometry"]["coordinates"] == [2000.75, 0.5]
+    assert window["geometry"]["coordinates"][0][2] == [1000, 790]
+
+
+def write_scn(path, pixels, corner, size):
+    """A Leica slide of .25 um/px: pixels, uint8 (H, W, 3), scanned at a corner (x, y) of a glass of a size, px."""
+
+    def image(number, area, px, objective):
+        x, y, width, height = (250 * side for side in area)  # nm
+        width_px, height_px = px
+        return (
+            f'<image name="{number}" uuid="{number}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
+            f'<device model="any" version="1"/><pixels sizeX="{width_px}" sizeY="{height_px}">'
+            f'<dimension sizeX="{width_px}" sizeY="{height_px}" r="0" ifd="{number}"/></pixels>'
+            f'<view sizeX="{width}" sizeY="{height}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
+            f"<objectiveSettings><objective>{objective}</objective></objectiveSettings><illuminationSettings>"
+            "<numericalAperture>0.65</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
+
+    height, width = pixels.shape[:2]
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="0">'
+        f'<collection name="0" uuid="0" sizeX="{250 * size[0]}" sizeY="{250 * size[1]}">'
+        f"{image(1, (0, 0, *size), (256, 256), 1)}{image(0, (*corner, width, height), (width, height), 40)}"
+        "</collection></scn>"
+    )
+    options = {"photometric": "rgb", "tile": (256, 256), "compression": "jpeg", "metadata": None}
+    options |= {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        tif.write(pixels, description=xml, **options)
+        tif.write(np.full((256, 256, 3), 230, np.uint8), **options)
+    return path
+
+
+def test_qupath_counts_from_the_corner_of_the_scanned_area(tmp_path):
+    pixels = np.full((512, 768, 3), 230, np.uint8)
+    pixels[96:105, 196:205] = 0
+    image = write_scn(tmp_path / "a.scn", pixels, (1000, 2000), (4000, 5000))
+    with open_slide(image) as slide:
+        assert (slide.size, slide.corner_px, slide.um_per_px) == ((4000, 5000), (1000, 2000), (0.25, 0.25))
+        place = 1200, 2100
+        assert slide.read(*place, 1, 1).max() < 30
+        result = found_on(slide, [place], [0.9]).to_json()
+    draw(1, image, result, tmp_path)
+    collection = json.loads((tmp_path / "figures.geojson").read_text())
+    assert collection["features"][0]["geometry"]["coordinates"] == [200.5, 100.5]
+    assert collection["counted_from_px"] == [1000, 2000]
+    assert ",1200.00,2100.00," in (tmp_path / "figures.csv").read_text()  # of the file as it is read
 
 
 def test_a_contact_sheet_is_written_whole_or_not_at_all(tmp_path):
@@ -411,6 +473,80 @@ def test_a_result_is_reported_at_the_um_per_px_that_it_was_made_with(tmp_path):
     command = ["report", str(tmp_path / "a.png"), str(tmp_path / "result.json"), "--out", str(tmp_path)]
     assert commands.main(command) == 0
     assert ",1000.00,800.00," in (tmp_path / "figures.csv").read_text()
+
+
+def doubts_of(page):
+    return re.findall(r'class="notice doubt"><p>(.*?)</p>', page.read_text())
+
+
+@pytest.fixture
+def bound(tmp_path):
+    """An image without a resolution, its result as predict leaves it with .25 um/px assumed, and report's arguments."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    image = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(image)
+    (folder / "result.json").write_text(json.dumps(Detections.of([[9, 8, 9, 8]], [0.9], (0.25, 0.25)).to_json()))
+    taken = {"um_per_px": [0.25, 0.25], "source": "assumed", "where": "no resolution in the file", "in_file": None}
+    about = {"system": "any", "version": "1", "um_per_px_given": None, "resolution": taken}
+    (folder / "about.json").write_text(json.dumps(about | {"image": {"name": "a.png"} | identity([image])}))
+    return image, folder / "result.json", tmp_path / "out"
+
+
+def report(image, result, out, *more):
+    return commands.main(["report", str(image), str(result), "--out", str(out), *more])
+
+
+def test_an_assumed_resolution_is_told_in_red_and_in_the_table(bound):
+    image, result, out = bound
+    renamed = image.rename(image.with_name("b.png"))
+    assert report(renamed, result, out) == 0
+    (doubt,) = doubts_of(out / "report.html")
+    assert doubt == "Resolution: 0.25 um/px, assumed (no resolution in the file)."
+    assert (out / "figures.csv").read_text().splitlines()[1].endswith(",9.00,8.00,0.002250,0.002000,1,0.25,assumed")
+    assert "any, weights 1" in (out / "report.html").read_text()
+    assert report(renamed, result, out, "--mpp", "0.5") == 0
+    assert doubts_of(out / "report.html") == [
+        "The result was made with 0.25 um/px, and is drawn with another.",
+        "Resolution: 0.5 um/px, given (--mpp).",
+    ]
+
+
+def test_another_image_is_refused_unless_asked_for(bound, capfd):
+    image, result, out = bound
+    Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(image)
+    assert report(image, result, out) == 1
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1
+    assert "a.png: not the image of" in told
+    assert "--any-image" in told
+    assert report(image, result, out, "--any-image") == 0
+    assert doubts_of(out / "report.html")[0].startswith("Not the result&#39;s own image: it was made from a.png,")
+
+
+def test_a_result_without_its_note_is_bound_to_nothing(bound, capfd):
+    """What inference.py wrote, or another team."""
+    image, result, out = bound
+    (result.parent / "about.json").unlink()
+    assert report(image, result, out) == 0
+    first, second = doubts_of(out / "report.html")
+    assert first.startswith("Not bound to this image")
+    assert second == "Resolution: 0.25 um/px, assumed (no resolution in the file)."
+    for note in ("{", "[]", '{"image": "a.png"}', '{"image": {"name": "a.png", "sha256": "0"}, "resolution": 3}'):
+        (result.parent / "about.json").write_text(note)
+        assert report(image, result, out) == 0
+        assert doubts_of(out / "report.html")[0].startswith("Not bound")
+
+
+def test_points_by_a_spacing_that_cannot_be_right_come_back_to_their_pixels(tmp_path):
+    """inference.py leaves them by the file's own, with which the platform's viewer takes them apart."""
+    options = {"resolution": (200_000, 200_000), "resolutionunit": "CENTIMETER", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", np.full((300, 400, 3), 200, np.uint8), photometric="rgb", **options)
+    result = Detections.of([[100, 80, 100, 80]], [0.9], (0.05, 0.05)).to_json()
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert report(tmp_path / "a.tif", tmp_path / "result.json", tmp_path / "out") == 0
+    assert ",100.00,80.00,0.025000,0.020000," in (tmp_path / "out/figures.csv").read_text()
+    assert "0.25 um/px, assumed (the file says 0.05" in doubts_of(tmp_path / "out/report.html")[1]
 
 
 def test_a_crop_for_track_2_is_32_um_whatever_the_spacing(monkeypatch):

@@ -21,6 +21,7 @@ from midog.errors import UserError
 from midog.evaluation import metrics
 from midog.evaluation.metrics import Case
 from midog.files import read_json
+from midog.images.resolution import ASSUMED
 from midog.system import System
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def _check_truth(truth: dict[str, Any], track: int) -> None:
         for place in truth["annotations"]:
             if len(place) != 3 or not all(map(job.is_finite, place)):
                 raise ValueError(f"annotation {place!r}; x, y and z in mm expected")
+            if max(map(abs, place)) > job.EVALUATED_MM[1]:
+                raise ValueError(f"annotation {place!r} looks like px; mm expected")
     else:
         if not 0 < len(truth["labels"]) == len(truth["tumordomains"]):
             raise ValueError("labels and as many tumordomains expected")
@@ -119,7 +122,8 @@ def find_results(folder: str | Path, track: int, images: Sequence[str]) -> Resul
 
     Args:
         folder: with `predictions.json` and the jobs' folders, as the platform lays them out; or with one file an image:
-            IMAGE.json or IMAGE/mitotic-figures.json (for Track 2 its result's name), IMAGE with or without its suffix.
+            IMAGE.json or IMAGE/mitotic-figures.json (for Track 2 its result's name), IMAGE with or without its suffix,
+            also below folders, whose names count where the ground truth has them.
         track: 1 or 2.
         images: names in the ground truth.
 
@@ -146,13 +150,14 @@ def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> Results
     results = Results()
     for number, entry in enumerate(jobs if isinstance(jobs, list) else [None]):
         try:
-            slugs = {value["interface"]["slug"]: value for value in entry["inputs"]}
+            slugs = {job.socket_of(value)["slug"]: value for value in entry["inputs"]}
             if set(slugs) != {INPUT_SLUGS[track]}:
                 said = f"input {', '.join(slugs)}; {INPUT_SLUGS[track]} expected"
                 results.problems.append(f"{path}: job {entry['pk']}: {said}")
                 continue
             image = slugs[INPUT_SLUGS[track]]["image"]["name"]
-            outputs = {value["interface"]["slug"]: value["interface"]["relative_path"] for value in entry["outputs"]}
+            sockets = [job.socket_of(value) for value in entry["outputs"]]
+            outputs = {socket["slug"]: socket["relative_path"] for socket in sockets}
             if output_slug not in outputs:
                 results.problems.append(f"{path}: job {entry['pk']}: no output {output_slug}")
                 continue
@@ -169,14 +174,16 @@ def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> Results
 
 
 def _results_by_name(folder: Path, track: int, images: Sequence[str]) -> Results:
-    stems = [Path(image).stem for image in images]
+    stems = [(Path(image).parent / Path(image).stem).as_posix() for image in images]
     known = {stem: image for stem, image in zip(stems, images, strict=True) if stems.count(stem) == 1}
     known |= {image: image for image in images}
     paths = {path: path.stem for path in sorted(folder.glob("*.json")) if path.name != METRICS_NAME}
-    paths |= {path: path.parent.name for path in sorted(folder.glob(f"*/{job.RESULT_NAMES[track]}"))}
+    below = sorted(folder.glob(f"*/**/{job.RESULT_NAMES[track]}"))
+    paths |= {path: path.parent.relative_to(folder).as_posix() for path in below}
     by_image: dict[str, Path] = {}
     results = Results()
-    for path, name in paths.items():
+    for path, full_name in paths.items():
+        name = full_name if full_name in known else Path(full_name).name
         if name not in known:
             results.foreign.append(f"{path}: image {name} is not in the ground truth")
         elif known[name] in by_image:
@@ -230,14 +237,28 @@ def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = 
     remarks = []
     answered = {image for image, _ in results.found}
     if absent := len(truths) - len(answered):
-        names = ", ".join([image for image in truths if image not in answered][:5] + ["..."] * (absent > 5))
+        names = [image for image in truths if image not in answered]
         remarks.append(
-            f"{absent} of {len(truths)} images of the ground truth have no prediction ({names}): "
+            f"{absent} of {len(truths)} images of the ground truth have no prediction ({_few(names)}): "
             "the organisers leave them out, so nothing in them counts as missed"
+        )
+    guessed = [image for image, path in results.found if track == 1 and _is_guessed(read_about(path))]
+    if guessed:
+        remarks.append(
+            f"{len(guessed)} of {len(results.found)} predictions were made with an assumed um per pixel "
+            f"({_few(guessed)}): if that is wrong, so are their mm"
         )
     if twice := len(results.found) - len(answered):
         remarks.append(f"{twice} predictions are a second one of their image: the organisers count both")
     return cases, remarks
+
+
+def _is_guessed(about: About | None) -> bool:
+    return about is not None and about.resolution is not None and about.resolution.get("source") == ASSUMED
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *["..."] * (len(names) > 5)])
 
 
 def _found_in(track: int, truths: Truths, folders: Sequence[str | Path]) -> Results:

@@ -124,7 +124,7 @@ def _fields(selections: Sequence[str], split: Split | None, folds: Collection[st
         source = folder.resolve().name
         by_image = dict(list(figures[figures.label == CLASSES[0]].groupby("image")))
         for row in describe(source, images).to_dict("records"):
-            name, path, um_per_px = Path(row["image"]).name, folder / row["image"], float(row["um_per_px"])
+            name, path, um_per_px = row["name"], folder / row["image"], float(row["um_per_px"])
             if name in truths:
                 raise UserError(f"{path}: a second image of this name; evaluate these folders one by one")
             labels = by_image.get(row["image"], figures[:0])
@@ -283,7 +283,9 @@ def results_of(runner: Track1 | Track2, labelled: Labelled) -> Iterator[tuple[st
 
     if isinstance(runner, Track1):
         for item in tqdm(labelled.items, "fields", unit="field", disable=None, leave=False):
-            yield item.image, runner.result(item.path, item.um_per_px)
+            with runner.open(item.path, item.um_per_px) as slide:
+                result = runner.result(item.path, slide)
+            yield item.image, result
         return
     bar = tqdm(labelled.items, "crops", unit="crop", disable=None, leave=False)
     crops = job.atypical_result(runner.classify(read_crop(item.path) for item in bar))

@@ -5,7 +5,8 @@ A folder of fields (Track 1) has `images.csv` or `regions.csv`, one row an image
 the experts left it open. Coordinates are pixels of the image. A folder with only `labels.csv` (image, um_per_px) is
 tissue without figures.
 
-`image` is a path relative to the folder, or absolute; its last part is the image's name.
+`image` is a path relative to the folder, or absolute; its last part is the image's name, or as many of the last parts
+as tell all images of the table apart.
 
 A folder of crops (Track 2) has `labels.csv`, one row a crop: `file` (relative to the folder) and `label` (0 normal, 1
 atypical, -1 a non-mitotic cell, others are left out); `case` and `domain` where they are known. `python -m
@@ -15,7 +16,7 @@ resources.data.prepare` makes both.
 import csv
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +76,17 @@ def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
     if unknown:
         raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {', '.join(CLASSES)} or {UNCLEAR} expected")
     return images, figures
+
+
+def image_names(paths: Iterable[str]) -> list[str]:
+    """The names of all images of a table, by their paths."""
+    parts = [PurePath(path).parts for path in paths]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def holds_crops(folder: Path) -> bool:
@@ -176,7 +188,7 @@ def _fitting(images: "pd.DataFrame", pattern: str, selection: str | Path) -> NDA
 def chosen_images(
     selection: str | Path, split: "Split | None" = None, folds: Collection[str] = ()
 ) -> "tuple[Path, pd.DataFrame, pd.DataFrame]":
-    """Folder, chosen images and all figures of DIR[:CASES]; as `read_tables` and `select_images`.
+    """Folder, chosen images with a column `name`, and all figures of DIR[:CASES]; as `read_tables` and `select_images`.
 
     Args:
         selection: DIR[:CASES].
@@ -189,7 +201,9 @@ def chosen_images(
     """
     folder, cases = split_selection(selection)
     images, figures = read_tables(folder)
+    names = image_names(map(str, images["image"]))
     images = select_images(images, cases, selection)
+    images = images.assign(name=[names[row] for row in images.index])
     if images.empty:
         raise UserError(f"{selection}: no image is left; choose other cases")
     if split:

@@ -1,93 +1,166 @@
-"""DICOM whole slides, by pydicom with imagecodecs.
+"""DICOM whole slides: which files of a folder make one, which are levels of its pyramid, and how large a pixel is.
 
-OpenSlide refuses YBR_FULL, which common converters write; so they are read here.
+Read here, not by OpenSlide or wsidicom: both refuse what common converters write, or show it in false colours, and
+wsidicom takes twice as long to start and to read.
 """
 
 import logging
+import math
+import warnings
+from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from midog.errors import UserError, brief
+from midog.images.dicom_file import NEEDED, Instance, first_item, numbers, read_instance
+from midog.images.dicom_level import DicomLevel
+from midog.images.level import Cache, Image
+from midog.images.resolution import Spacing, of_axes
 
-from midog.errors import UserError
-from midog.images.level import Cache, GridLevel, Image, UnsupportedError
-
-if TYPE_CHECKING:
-    from pydicom import FileDataset
-
-JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
-PLAIN = "1.2.840.10008.1.2.1"
-PIXEL_DATA = b"\xe0\x7f\x10\x00"
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # the class of such files: VL Whole Slide Microscopy Image
+OTHER_VIEWS = {"THUMBNAIL", "LABEL", "OVERVIEW", "LOCALIZER"}  # what they show besides levels
+SAME_FIELD = 0.01  # of its sides
 
 # The library's complaint about a file is one line of ours, not a log record on stderr.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 
-def open_dicom(path: Path, cache: Cache) -> Image:
-    """A folder of one slide's `.dcm` instances, or one of them, which brings the rest of its series along."""
-    import pydicom
-
-    files: list[IO[bytes]] = []
-    volumes = []
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, whatever its name."""
     try:
-        series = None if path.is_dir() else pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID
-        for name in sorted((path if path.is_dir() else path.parent).glob("*.dcm")):
-            files.append(name.open("rb"))
-            header = pydicom.dcmread(files[-1], stop_before_pixels=True)
-            if "VOLUME" in header.get("ImageType", ()) and series in (None, header.SeriesInstanceUID):
-                volumes.append((header, files[-1]))
-        if not volumes:
-            raise UserError(f"{path}: no DICOM file with the pixels of a slide (VOLUME); name the folder that has it")
-        volumes.sort(key=lambda volume: -volume[0].TotalPixelMatrixColumns)
-        levels = [_level(path, header, file, cache) for header, file in volumes]
-        y, x = volumes[0][0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
-        return Image(levels, [(float(x) * 1000, float(y) * 1000)], close=lambda: [file.close() for file in files])
-    except Exception:
-        for file in files:
-            file.close()
-        raise
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
-def _level(path: Path, header: "FileDataset", file: IO[bytes], cache: Cache) -> GridLevel:
-    import imagecodecs
-    from pydicom.encaps import parse_basic_offsets, parse_fragments
+def series_of(folder: Path) -> list[Path]:
+    """The slides in a folder, each as the file that has its largest level (or a part of that), sorted by name."""
+    return sorted(slide[0].path for slide in _slides(_instances(folder)[0]))
 
-    syntax = header.file_meta.TransferSyntaxUID
-    size = header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows
-    segment = header.Columns, header.Rows
-    frames = int(header.get("NumberOfFrames", 1))
-    if syntax not in JPEG | JPEG_2000 | {PLAIN} or header.SamplesPerPixel != 3:
-        raise UnsupportedError(f"{syntax.name} of {header.SamplesPerPixel} channels is not read")
-    start = file.tell() + 12  # tag, type and length of the pixel data
-    if file.read(4) != PIXEL_DATA:
-        raise ValueError("no pixel data")
-    file.seek(start)
-    if syntax == PLAIN:
-        count = segment[0] * segment[1] * 3
-        places = [(start + frame * count, count) for frame in range(frames)]
-    else:
-        parse_basic_offsets(file)  # optional in the file: the fragments themselves tell
-        offsets = parse_fragments(file)[1]
-        places = []
-        for offset in offsets:
-            file.seek(offset + 4)
-            places.append((offset + 8, int.from_bytes(file.read(4), "little")))
-    # Anything else is left to the JPEG's own marker: converters copy RGB tiles and label them YBR_FULL.
-    colours = "RGB" if header.PhotometricInterpretation == "RGB" else None
 
-    def decode(index: int) -> NDArray[np.uint8]:
-        offset, count = places[index]
-        file.seek(offset)
-        data = file.read(count)
-        if syntax in JPEG:
-            return imagecodecs.jpeg8_decode(data, colorspace=colours, outcolorspace="RGB")
-        if syntax in JPEG_2000:
-            return imagecodecs.jpeg2k_decode(data)
-        return np.frombuffer(data, np.uint8).reshape(*segment[::-1], 3)
+def open_dicom(path: Path, cache: Cache) -> Image:
+    """The slide that a file belongs to, with what else of it is in its folder; or the only one of a folder.
 
-    level = GridLevel(path, size, segment, decode, cache)
-    if not level.columns * level.rows == frames == len(places):
-        raise UnsupportedError(f"{frames} frames in {len(places)} pieces do not tile {size[0]} x {size[1]} px once")
-    return level
+    Raises:
+        UserError: there is none, there are several, or files of it are missing.
+    """
+    instances, remarks = _instances(path if path.is_dir() else path.parent)
+    if not path.is_dir():
+        if not is_dicom(path):
+            raise ValueError("no DICOM file")
+        series = read_instance(path).series
+        instances = [each for each in instances if each.series == series]
+    slides = _slides(instances)
+    if not slides:
+        why = f" ({remarks[0]})" if remarks else ""
+        raise UserError(f"{path}: no DICOM file with the pixels of a slide (VOLUME){why}; name the folder that has it")
+    if len(slides) > 1:
+        names = ", ".join(sorted(slide[0].path.name for slide in slides))
+        raise UserError(f"{path}: {len(slides)} slides are in this folder; name one of its files: {names}")
+    named = next((each for each in slides[0] if each.path == path), slides[0][0])
+    return _open(slides[0], named, remarks, cache)
+
+
+def _instances(folder: Path) -> tuple[list[Instance], list[str]]:
+    """The files of a folder with pixels of slides, and a remark on each that should be one and cannot be read."""
+    found, remarks = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            if not is_dicom(path):
+                if path.suffix.lower() == ".dcm":
+                    raise ValueError("no DICOM file")
+                continue
+            with warnings.catch_warnings(action="ignore"):
+                instance = read_instance(path)
+                if _shows_the_slide(instance):
+                    found.append(instance)
+        except Exception as error:  # a damaged file can make the library raise anything
+            remarks.append(f"{path.name} cannot be read ({brief(error)}) and is left out")
+    return found, remarks
+
+
+def _shows_the_slide(instance: Instance) -> bool:
+    header = instance.header
+    if header.get("SOPClassUID") != WHOLE_SLIDE or OTHER_VIEWS & set(header.get("ImageType") or ()):
+        return False
+    needed = (*NEEDED, "TotalPixelMatrixColumns", "TotalPixelMatrixRows") if instance.frames > 1 else NEEDED
+    missing = [name for name in needed if not header.get(name)]
+    if missing or "TransferSyntaxUID" not in header.file_meta:
+        raise ValueError(f"{' '.join(missing) or 'TransferSyntaxUID'} is missing")
+    return True
+
+
+def _slides(instances: list[Instance]) -> list[list[Instance]]:
+    """The instances of each slide, the largest first; of copies one."""
+    slides: dict[str, dict[object, Instance]] = defaultdict(dict)
+    for each in instances:
+        slides[each.series].setdefault((each.header.get("SOPInstanceUID", each.path), each.size, each.order), each)
+    return [sorted(slide.values(), key=lambda each: -math.prod(each.size)) for slide in slides.values()]
+
+
+def _open(slide: list[Instance], named: Instance, remarks: list[str], cache: Cache) -> Image:
+    """The pyramid that shows the same field as an instance of the slide."""
+    levels: dict[object, list[Instance]] = defaultdict(list)
+    elsewhere = []
+    for each in sorted(slide, key=lambda each: (-math.prod(each.size), each is not named)):
+        if _same_field(each, named):
+            levels[each.size, each.segment].append(each)
+        else:
+            elsewhere.append(each.path.name)
+    if elsewhere:
+        remarks.append(f"{', '.join(elsewhere)}: another field of the slide, left out")
+    pyramid: list[DicomLevel] = []
+    with ExitStack() as files:
+        for instances in levels.values():
+            try:
+                pyramid.append(DicomLevel(instances, cache, files, pyramid[0].depth if pyramid else None))
+            except Exception as error:
+                if not pyramid:
+                    raise
+                width, height = instances[0].size
+                remarks.append(f"the level of {width} x {height} px cannot be read ({brief(error)}) and is left out")
+        remarks += dict.fromkeys(remark for level in pyramid for remark in level.remarks)
+        base = next(iter(levels.values()))[0]
+        spacings = _spacings(base, pyramid[0].files[0].spacing)
+        close = files.pop_all().close
+    powers = numbers(first_item(base.header, "OpticalPathSequence"), "ObjectiveLensPower")
+    objective = next((f"{power:g}x" for power in powers if power > 0), "")
+    return Image(pyramid, spacings, remarks=remarks, objective=objective, close=close)
+
+
+def _same_field(one: Instance, other: Instance) -> bool:
+    """Whether two show the same area: their sides have one ratio in px, and the same length where that is known."""
+    x, y = (a / b for a, b in zip(one.size, other.size, strict=True))
+    tolerance = SAME_FIELD + 1 / min(*one.size, *other.size)
+    length, other_length = (
+        next((each.size[0] * spacing.um_per_px[0] for spacing in _of_pixels(_shared(each))), math.nan)
+        for each in (one, other)
+    )
+    return abs(x / y - 1) <= tolerance and not abs(length / other_length - 1) > tolerance  # of NaN neither holds
+
+
+def _spacings(instance: Instance, of_first_frame: list[float]) -> list[Spacing]:
+    """By PixelSpacing, which may stand in three places; then by the size of the whole."""
+    spacings = []
+    for found in (_shared(instance), of_first_frame, numbers(instance.header, "PixelSpacing")):
+        spacings += _of_pixels(found)
+    sides = [instance.header.get(f"ImagedVolume{side}") for side in ("Width", "Height")]
+    if all(sides):
+        x, y = (mm * 1000 / px for mm, px in zip(sides, instance.size, strict=True))
+        spacings += of_axes(x, y, "ImagedVolumeWidth and Height")
+    return spacings
+
+
+def _shared(instance: Instance) -> list[float]:
+    """PixelSpacing of all frames, mm between rows and between columns, where the file has it."""
+    measures = first_item(instance.header, "SharedFunctionalGroupsSequence", "PixelMeasuresSequence")
+    return numbers(measures, "PixelSpacing")
+
+
+def _of_pixels(pixel_spacing: list[float]) -> list[Spacing]:
+    if not pixel_spacing:
+        return []
+    return of_axes(pixel_spacing[-1] * 1000, pixel_spacing[0] * 1000, "PixelSpacing")

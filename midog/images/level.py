@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -22,13 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midog.errors import UserError, brief
+from midog.images.resolution import Spacing
 
 if TYPE_CHECKING:
     from openslide import OpenSlideCache
 
 CACHE_BYTES = 320 << 20  # four rows of 256 px segments, what a tile of 640 px touches, of a slide 100,000 px wide
+LONGEST_SIDE = 1 << 22  # px, a metre of slide
 WHOLE_BYTES = 1 << 30  # of pixels that can only be decoded in one piece
-PLAUSIBLE_UM_PER_PX = 0.05, 5.0  # of a light microscope's scan; 72 dpi, "1 mm" or centimetres for inches are outside
+WHITE = 255
+CAMERA_BITS = 8, 10, 12, 14  # that are written into 16
+DROPPED = "without its {} channel, whose meaning the file does not say"
+CHANNELS_FIRST = "the colours seem to come before rows and columns: write them last, as (N, H, W, 3)"
 
 
 class UnsupportedError(Exception):
@@ -57,21 +62,25 @@ class Image:
 
     Attributes:
         levels: the pyramid, largest first.
-        spacings: (x, y) um/px as the file says, unchecked, the most trusted first.
+        spacings: what places in the file say of um/px, unchecked, the most trusted first.
         origin_mm: (x, y) of the centre of the first pixel.
         remarks: what was changed on reading, a line each.
+        objective: its magnification, as far as the file names it ("20x").
+        corner_px: (x, y) of the scanned area in level 0, from which QuPath counts; 0, 0 in most formats.
         close: releases the file.
     """
 
     levels: Sequence[Level]
-    spacings: Sequence[tuple[float, float]] = ()
+    spacings: Sequence[Spacing] = ()
     origin_mm: tuple[float, float] = (0.0, 0.0)
     remarks: list[str] = field(default_factory=list)
+    objective: str = ""
+    corner_px: tuple[int, int] = (0, 0)
     close: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         width, height = self.levels[0].size
-        if min(width, height) < 1:
+        if not 1 <= min(width, height) <= max(width, height) <= LONGEST_SIDE:
             raise ValueError(f"{width} x {height} px")
 
 
@@ -81,21 +90,15 @@ class Page:
 
     Attributes:
         size: (width, height), px, unchecked.
-        bits: of a channel.
-        has_alpha: whether transparency is dropped.
+        remarks: what becomes of its pixels on reading, a line each.
         read: decodes it, uint8 (height, width, 3).
+        is_preview: whether it only shows another page in small.
     """
 
     size: tuple[int, int]
-    bits: int
-    has_alpha: bool
+    remarks: Sequence[str]
     read: Callable[[], NDArray[np.uint8]]
-
-
-def plausible(spacings: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The first (x, y) um/px that a scan can have, or None."""
-    low, high = PLAUSIBLE_UM_PER_PX
-    return next((spacing for spacing in spacings if all(low <= step <= high for step in spacing)), None)
+    is_preview: bool = False
 
 
 def check_whole(width: int, height: int) -> None:
@@ -105,7 +108,7 @@ def check_whole(width: int, height: int) -> None:
 
 
 def to_rgb(pixels: NDArray[Any], table: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """(H, W) or (H, W, C) of any kind, through its table of 8-bit values -> uint8 (H, W, 3); alpha is dropped."""
+    """(H, W) or (H, W, C) of any kind, through its table of 8-bit values -> uint8 (H, W, 3); a fourth is dropped."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if table is not None:
@@ -115,30 +118,97 @@ def to_rgb(pixels: NDArray[Any], table: NDArray[np.uint8] | None = None) -> NDAr
     return np.ascontiguousarray(pixels[..., :3])
 
 
+def over_white(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], associated: bool = False) -> NDArray[np.uint8]:
+    """What a viewer shows of pixels that are transparent, on a white page.
+
+    Args:
+        rgb: (H, W, 3).
+        alpha: (H, W), 255 where nothing shines through.
+        associated: whether `rgb` is multiplied by it already.
+    """
+    if alpha.min() == WHITE:
+        return rgb
+    opacity = alpha[..., None].astype(np.uint16)
+    colour = rgb.astype(np.uint16)
+    if not associated:
+        colour = (colour * opacity + WHITE // 2) // WHITE
+    return np.minimum(colour + (WHITE - opacity), WHITE).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The bits of a sample.
+
+    Attributes:
+        stored: of a sample in the file.
+        used: how many of them, the lowest, carry something: 12 of a camera's 16.
+        where: the place in the file that says so, or nothing where it was seen in the values.
+    """
+
+    stored: int = 8
+    used: int = 8
+    where: str = ""
+
+    @property
+    def table(self) -> NDArray[np.uint8] | None:
+        """uint8 (2 ** stored,): the 8-bit value of each value; None where that is the value."""
+        return None if (self.stored, self.used) == (8, 8) else _depth_table(self.stored, self.used)
+
+    def __str__(self) -> str:
+        if self.used == self.stored:
+            return f"{self.stored}-bit"
+        return f"{self.used}-bit in {self.stored} ({self.where or f'no value is above {2**self.used - 1}'})"
+
+
 @cache
-def depth_table(bits: int) -> NDArray[np.uint8] | None:
-    """uint8 (2 ** bits,): the 8-bit value of each value of `bits` bits; None where they are 8."""
-    return None if bits == 8 else np.linspace(0, 255, 2**bits).round().astype(np.uint8)
+def _depth_table(stored: int, used: int) -> NDArray[np.uint8]:
+    values = np.arange(2**stored) * (WHITE / (2**used - 1))
+    return np.minimum(values, WHITE).round().astype(np.uint8)
 
 
-def conversions(bits: int, channels: int, palette: bool = False) -> list[str]:
-    """The remark on what becomes 8-bit RGB, in a list; empty for what is."""
-    colour = "palette" if palette else {1: "grey", 2: "grey with alpha", 3: "RGB"}.get(channels, "RGB with alpha")
-    return [] if (bits, colour) == (8, "RGB") else [f"{bits}-bit {colour}, read as 8-bit RGB"]
+def seen_depth(stored: int, parts: Iterable[NDArray[Any]]) -> Depth:
+    """What the values of an image, which may come in parts, need; of 16 bits only, since no camera fills less.
+
+    Slides hold glass, which is bright: values that stay below a quarter of what there is room for are those of a
+    camera with fewer bits.
+    """
+    highest = 0
+    for part in parts if stored == 16 else ():
+        highest = max(highest, int(part.max()))
+        if highest >= 2 ** CAMERA_BITS[-1]:
+            break
+    return Depth(stored, next((bits for bits in CAMERA_BITS if 0 < highest < 2**bits), stored))
+
+
+def conversions(depth: Depth, colour: str, extra: str = "") -> list[str]:
+    """The remark on what becomes 8-bit RGB, in a list; empty for what is.
+
+    Args:
+        depth: of a sample.
+        colour: "RGB", "grey" or another model's name.
+        extra: what becomes of further channels.
+    """
+    plain = depth == Depth() and colour == "RGB" and not extra
+    return [] if plain else [f"{depth} {colour}{extra and f' {extra}'}, read as 8-bit RGB"]
 
 
 class ArrayLevel:
-    """Pixels in memory or in a mapped file: (H, W) or (H, W, C)."""
+    """Pixels in memory or in a mapped file.
+
+    Args:
+        array: (H, W) or (H, W, C).
+        convert: makes a part of it uint8 (h, w, 3).
+    """
 
     segment = 1, 1
 
-    def __init__(self, array: NDArray[Any], table: NDArray[np.uint8] | None = None) -> None:
+    def __init__(self, array: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[np.uint8]] = to_rgb) -> None:
         self._array = array
-        self._table = table
+        self._convert = convert
         self.size = array.shape[1], array.shape[0]
 
     def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        return to_rgb(self._array[y : y + height, x : x + width], self._table)
+        return self._convert(self._array[y : y + height, x : x + width])
 
 
 class Cache:

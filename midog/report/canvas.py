@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HOTSPOT_COLOUR = "#00a878"
 SOFT = "#555555"  # of text that explains
+DOUBT = "#b91c1c"  # of text that limits what a result means
 SMALL_FONT, TEXT_FONT, TITLE_FONT = 12, 14, 18  # px
 MARGIN = 8  # px
 HEADER = 64  # px above the view

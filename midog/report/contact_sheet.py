@@ -1,6 +1,7 @@
 """The crops of a stack on one sheet, each with its class and P(atypical)."""
 
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midog.files import write_file
-from midog.report.canvas import MARGIN, SOFT, TEXT_FONT, TITLE_FONT
+from midog.report.canvas import DOUBT, MARGIN, SOFT, TEXT_FONT, TITLE_FONT
 
 if TYPE_CHECKING:
     from PIL import Image
 
 COLUMNS = 8
 CAPTION = 34  # px under a crop
+LINE, LETTER = 18, 8  # px of text that is wrapped
 SHEET_CROPS = 400  # a longer stack is drawn on several sheets
 COLOURS = {"atypical": "#c2410c", "normal": "#1d4ed8"}
 
 
 def contact_sheets(
-    crops: Iterable[NDArray[np.uint8]], result: list[dict[str, Any]], title: str
+    crops: Iterable[NDArray[np.uint8]], result: list[dict[str, Any]], title: str, notices: Sequence[str] = ()
 ) -> "Iterator[Image.Image]":
     """Draw a stack with its result, a sheet for every 400 crops.
 
@@ -29,6 +31,7 @@ def contact_sheets(
         crops: uint8 (H, W, 3), all of one size.
         result: Track 2's result, one `{"class", "confidence"}` a crop.
         title: one line on top.
+        notices: lines below it, in red.
 
     Yields:
         RGB.
@@ -38,25 +41,31 @@ def contact_sheets(
     """
     numbered = zip(range(1, len(result) + 1), crops, result, strict=True)
     while sheet := list(islice(numbered, SHEET_CROPS)):
-        yield _sheet(sheet, title)
+        yield _sheet(sheet, title, notices)
 
 
-def _sheet(entries: list[tuple[int, NDArray[np.uint8], dict[str, Any]]], title: str) -> "Image.Image":
+def _sheet(
+    entries: list[tuple[int, NDArray[np.uint8], dict[str, Any]]], title: str, notices: Sequence[str]
+) -> "Image.Image":
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = entries[0][1].shape[:2]
     cell_x, cell_y = width + 2 * MARGIN, height + 2 * MARGIN + CAPTION
     columns = min(COLUMNS, len(entries))
     rows = -(-len(entries) // columns)
-    sheet = Image.new("RGB", (columns * cell_x, rows * cell_y + 2 * CAPTION), "white")
+    lines = [line for notice in notices for line in textwrap.wrap(notice, columns * cell_x // LETTER)]
+    header = 2 * CAPTION + len(lines) * LINE
+    sheet = Image.new("RGB", (columns * cell_x, rows * cell_y + header), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_FONT)
     atypical = sum(verdict["class"] == "atypical" for _, _, verdict in entries)
     draw.text((MARGIN, MARGIN), title, "black", ImageFont.load_default(TITLE_FONT))
     draw.text((MARGIN, MARGIN + 26), f"{len(entries)} figures, {atypical} called atypical", SOFT, font)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + 26 + (number + 1) * LINE), line, DOUBT, font)
     for place, (number, crop, verdict) in enumerate(entries):
         left = place % columns * cell_x + MARGIN
-        top = place // columns * cell_y + MARGIN + 2 * CAPTION
+        top = place // columns * cell_y + MARGIN + header
         colour = COLOURS[verdict["class"]]
         draw.rectangle((left - 3, top - 3, left + width + 2, top + height + 2), fill=colour)
         sheet.paste(Image.fromarray(crop), (left, top))
@@ -66,7 +75,11 @@ def _sheet(entries: list[tuple[int, NDArray[np.uint8], dict[str, Any]]], title: 
 
 
 def write_contact_sheets(
-    crops: Iterable[NDArray[np.uint8]], result: list[dict[str, Any]], folder: Path, title: str
+    crops: Iterable[NDArray[np.uint8]],
+    result: list[dict[str, Any]],
+    folder: Path,
+    title: str,
+    notices: Sequence[str] = (),
 ) -> list[Path]:
     """Draw and write `contact-sheet.png` (then `contact-sheet-2.png`, ...); returns the paths.
 
@@ -75,7 +88,7 @@ def write_contact_sheets(
         UserError: a crop cannot be decoded; the disk refuses a file.
     """
     paths = []
-    for number, sheet in enumerate(contact_sheets(crops, result, title), start=1):
+    for number, sheet in enumerate(contact_sheets(crops, result, title, notices), start=1):
         name = "contact-sheet.png" if number == 1 else f"contact-sheet-{number}.png"
         paths.append(write_file(folder / name, sheet))
     return paths

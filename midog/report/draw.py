@@ -1,12 +1,15 @@
 """The pictures of a result of either track."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midog.detections import Detections
 from midog.errors import UserError
+from midog.images.folder import open_stack, resolution_of
+from midog.images.resolution import ASSUMED, ASSUMED_UM_PER_PX, Resolution
 
 if TYPE_CHECKING:
     from midog.images.slide import Slide
@@ -19,10 +22,11 @@ def draw(
     image: Path,
     result: Any,
     out: Path,
-    um_per_px: float | None = None,
-    default_um_per_px: float = 0.25,
+    resolution: Resolution | None = None,
+    doubts: Sequence[str] = (),
     system: str | None = None,
     classify_figures: "Callable[[Slide, Detections], tuple[Detections, str]] | None" = None,
+    default_um_per_px: float = ASSUMED_UM_PER_PX,
 ) -> None:
     """Write the report of a Track 1 result, or the contact sheets of a Track 2 result.
 
@@ -31,30 +35,49 @@ def draw(
         image: what the result was made from.
         result: the platform's JSON, checked.
         out: folder; exists and can be written.
-        um_per_px: of both axes, with which the image was read for the result whatever its file says, or None.
-        default_um_per_px: of both axes, where the file says nothing plausible; what the system works at.
+        resolution: with which the image was read for the result, whatever its file says; None is what that says now.
+        doubts: whether the result is the image's, a line each, shown in red with where its um per pixel are from; a
+            resolution that was assumed is shown so in any case.
         system: what made the result, where that is known.
         classify_figures: gives P(atypical) to a Track 1 result's mitotic figures, and names its system; or None.
+        default_um_per_px: of both axes, without `resolution` where the file says nothing plausible.
 
     Raises:
         UserError: the image cannot be read or does not fit the result; the disk refuses a file.
     """
+    name = image.name or image.resolve().name
     if track == 1:
         from midog.images.slide import open_slide
         from midog.report.page import write_report
 
-        with open_slide(image, um_per_px, default_um_per_px) as slide:
-            found = Detections.from_json(result, slide.um_per_px, slide.origin_mm)
-            write_report(slide, found, out, image.name, system, classify_figures)
+        with open_slide(image, resolution.um_per_px[0] if resolution else None, default_um_per_px) as slide:
+            if resolution:
+                slide.um_per_px, slide.resolution = resolution.um_per_px, resolution
+            found = found_on(slide, result)
+            write_report(slide, found, out, name, system, classify_figures, notices(doubts, slide.resolution))
         return
     if classify_figures:
         raise UserError(f"{image}: a stack's figures are classified already; leave --atypical out")
-    from midog.images.stack import Stack
     from midog.report.contact_sheet import write_contact_sheets
 
+    stack = open_stack(image)
     try:
-        paths = write_contact_sheets(Stack(image), result, out, image.name)
+        said = notices(doubts, resolution or resolution_of(stack))
+        paths = write_contact_sheets(stack, result, out, name, said)
     except ValueError:
         raise UserError(f"{image}: not as many pages as the result has entries; give this result's own stack") from None
     for path in paths:
         logger.info("contact sheet %s", path)
+
+
+def found_on(slide: "Slide", result: dict[str, Any]) -> Detections:
+    """A Track 1 result in px of its slide; its mm are by the file's own spacing, even where that cannot be right."""
+    found = Detections.from_json(result, slide.resolution.in_file or slide.um_per_px, slide.origin_mm)
+    return replace(found, um_per_px=slide.um_per_px)
+
+
+def notices(doubts: Sequence[str], resolution: Resolution) -> list[str]:
+    """The lines of a report in red."""
+    if resolution.source == ASSUMED or resolution.conflict or doubts:
+        return [*doubts, f"Resolution: {resolution}."]
+    return []

@@ -8,7 +8,7 @@ are read.
 import base64
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detections
 from midog.files import write_file
+from midog.images.resolution import ASSUMED
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR
 from midog.report.density import COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
@@ -48,7 +49,7 @@ DEFINITIONS = {
     "ends.",
     "Coordinates": "x to the right, y down; px of the full resolution with the centre of the first pixel at 0, and mm "
     "as in the result file. The hotspot's are counted from the image's upper left corner. figures.geojson has QuPath's "
-    "convention, where the centre of the first pixel is at 0.5.",
+    "convention: the centre of the first pixel is at 0.5, and of slides that know their scanned area, its corner at 0.",
 }
 ATYPICAL_DEFINITION = (
     "Each accepted figure, cut as 32 µm at 0.25 µm/px, went through the system for Track 2. P(atypical) is calibrated "
@@ -68,6 +69,7 @@ class _Report:
         density: RGB, as `paint` makes it, and the number at which its colours end.
         crops: of the first candidates.
         system, atypical_system: what found and what classified the figures, as far as known.
+        notices: in red.
     """
 
     slide: Slide
@@ -80,6 +82,7 @@ class _Report:
     crops: list[NDArray[np.uint8]]
     system: str | None
     atypical_system: str | None
+    notices: Sequence[str]
 
 
 def write_report(
@@ -89,6 +92,7 @@ def write_report(
     title: str,
     system: str | None = None,
     classify_figures: Callable[[Slide, Detections], tuple[Detections, str]] | None = None,
+    notices: Sequence[str] = (),
 ) -> Path:
     """Write overlay, gallery, density map, CSV, GeoJSON and the page.
 
@@ -99,6 +103,7 @@ def write_report(
         title: the image's name.
         system: what made the result, where that is known.
         classify_figures: gives P(atypical) to the accepted ones and names its system; or None.
+        notices: what limits the result, for the page, a line each.
 
     Returns:
         The page's path.
@@ -123,12 +128,14 @@ def write_report(
     painted = paint(density / top)
     crops = cut_crops(slide, found)
     um_per_px = slide.um_per_px[0] * slide.size[0] / view.shape[1]
-    report = _Report(slide, title, found, hotspot, in_hotspot, view, (painted, top), crops, system, atypical_system)
+    density_drawn, systems = (painted, top), (system, atypical_system)
+    report = _Report(slide, title, found, hotspot, in_hotspot, view, density_drawn, crops, *systems, notices)
 
-    write_file(folder / "overlay.png", overlay(slide, view, found, hotspot, title))
-    write_file(folder / "gallery.png", gallery(crops, found, title))
-    write_file(folder / "density.png", density_picture(view, um_per_px, painted, top, title))
-    write_file(folder / "figures.csv", figures_csv(found, in_hotspot, bool(classify_figures)))
+    heading = title + f", {slide.resolution}" * (slide.resolution.source == ASSUMED)
+    write_file(folder / "overlay.png", overlay(slide, view, found, hotspot, heading))
+    write_file(folder / "gallery.png", gallery(crops, found, heading))
+    write_file(folder / "density.png", density_picture(view, um_per_px, painted, top, heading))
+    write_file(folder / "figures.csv", figures_csv(found, in_hotspot, bool(classify_figures), slide.resolution))
     write_file(folder / "figures.geojson", figures_geojson(slide, found, hotspot))
     path = write_file(folder / "report.html", _page(report))
     most = f"{hotspot.count} in {hotspot.area_mm2:.3g} mm2" if hotspot else "none"
@@ -154,6 +161,7 @@ def _page(report: _Report) -> str:
     shown, count = len(report.crops), len(report.found)
     return environment.get_template("report.html").render(
         title=report.title,
+        notices=report.notices,
         facts=_facts(report),
         tiles=_tiles(report),
         definitions=DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if report.atypical_system else {}),
@@ -177,7 +185,9 @@ def _facts(report: _Report) -> Iterator[tuple[str, str]]:
     """What the page is about, by name."""
     yield "Image", report.title
     yield "Size", "{} × {} px".format(*report.slide.size)
-    yield "Resolution", "{:.4g} × {:.4g} µm/px".format(*report.slide.um_per_px)
+    (x, y), resolution = report.slide.um_per_px, report.slide.resolution
+    where = f", {resolution.where}" * bool(resolution.where)
+    yield "Resolution", f"{x:.4g} × {y:.4g} µm/px, {resolution.source}{where}"
     if report.system:
         yield "System", report.system
     if report.atypical_system:

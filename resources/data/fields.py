@@ -151,7 +151,7 @@ def _read_field(folder: Path, row: Any, figures: pd.DataFrame) -> Field:
         return inside[inside.label == label][["x", "y"]].to_numpy(np.float32)
 
     mitotic, others, unclear = map(centres, (*CLASSES, UNCLEAR))
-    return Field(Path(row.image).name, row.case, folder.resolve().name, slide, mitotic, others, unclear)
+    return Field(row.name, row.case, folder.resolve().name, slide, mitotic, others, unclear)
 
 
 def labels_inside(path: Path, size: tuple[int, int], said: tuple[int, int], figures: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from midog.errors import UserError, exit_code
-from midog.evaluation.tables import read_tables
+from midog.evaluation.tables import image_names, read_tables
 from midog.files import check_writable, write_file, write_with
 from midog.images.slide import Slide, open_slide
 from resources.data.fields import DEAR_PX, decoded_px
@@ -61,17 +61,18 @@ def write_tiles(slide: Slide, path: Path) -> None:
 def retile(arguments: argparse.Namespace) -> None:
     folder, out = arguments.folder, arguments.out
     images, figures = read_tables(folder)
-    stems = [Path(name).stem for name in images.image]
-    if len(set(stems)) < len(stems):
+    targets = [out / "images" / Path(name).with_suffix(".tiff") for name in image_names(images.image)]
+    if len(set(targets)) < len(targets):
         raise UserError(f"{folder}: two images of one name but for the suffix; rename one")
     check_writable(out / "images")
     names = {}
-    for row in tqdm(list(images.itertuples()), "images", disable=None):
+    for row, target in tqdm(list(zip(images.itertuples(), targets, strict=True)), "images", disable=None):
         path = folder / row.image
         with open_slide(path, float(row.um_per_px)) as slide:
             if decoded_px(slide) > DEAR_PX:
-                path = out / "images" / f"{path.stem}.tiff"
+                path = target
                 if not path.exists():
+                    check_writable(path.parent)
                     write_tiles(slide, path)
         names[row.image] = Path(os.path.relpath(path, out)).as_posix()
     for table, name in ((figures, "figures.csv"), (images, "images.csv")):

@@ -5,13 +5,15 @@ whole slide images", BVM 2018; the tables as DeepMicroscopy/SlideRunner makes
 them (SlideRunner/dataAccess/database.py). A cell is one point in level-0
 pixels, or the corners of a box; `agreedClass` is the experts' common class and
 0 where they did not agree. Annotations deleted in the program stay in the file
-and are marked; files of early versions lack the mark.
+and are marked; files of early versions lack the mark. TUPAC16's has files of one
+name in the directories of several patients.
 """
 
 import logging
+import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 import pandas as pd
 
@@ -24,14 +26,15 @@ POLYGON = 3  # of Annotations.type: outlines of tumor and regions, no cells
 HALF_BOX_PX = 25  # the data sets' own COCO files draw 50 px squares around the points
 
 SLIDES = """
-SELECT filename AS image, COALESCE(width, 0) AS width, COALESCE(height, 0) AS height FROM Slides ORDER BY uid
+SELECT uid AS slide, filename, {directory} AS directory,
+       COALESCE(width, 0) AS width, COALESCE(height, 0) AS height
+FROM Slides ORDER BY uid
 """
 CELLS = """
-SELECT Slides.filename AS image, Classes.name AS class,
+SELECT Annotations.slide AS slide, Classes.name AS class,
        MIN(coordinateX) AS x0, MIN(coordinateY) AS y0, MAX(coordinateX) AS x1, MAX(coordinateY) AS y1
 FROM Annotations
 JOIN Annotations_coordinates ON Annotations_coordinates.annoId = Annotations.uid
-JOIN Slides ON Slides.uid = Annotations.slide
 LEFT JOIN Classes ON Classes.uid = Annotations.agreedClass
 WHERE Annotations.type <> {polygon} AND {kept}
 GROUP BY Annotations.uid
@@ -46,7 +49,9 @@ def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         path: the SQLite file.
 
     Returns:
-        images: DataFrame (image, width, height, case), one row a slide; width and height 0 where it has none.
+        images: DataFrame (image, width, height, case), one row a slide; width and height 0 where it has none. `image`
+            is its file's name, and its case that without the suffix; where names repeat, DIRECTORY/FILE of the
+            directory.
         figures: DataFrame (image, x, y, x0, y0, x1, y1, label), one row a cell, in level-0 px; label is one of
             `fields.CLASSES`, or UNCLEAR for cells without an agreed class. Cells of other kinds are left out.
 
@@ -57,13 +62,19 @@ def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{path}: not found; give a .sqlite file of SlideRunner")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            columns = pd.read_sql("PRAGMA table_info(Annotations)", database).name.to_list()
-            kept = "COALESCE(Annotations.deleted, 0) = 0" if "deleted" in columns else "TRUE"
-            images = pd.read_sql(SLIDES, database)
+            columns = {
+                table: pd.read_sql(f"PRAGMA table_info({table})", database).name.to_list()
+                for table in ("Annotations", "Slides")
+            }
+            kept = "COALESCE(Annotations.deleted, 0) = 0" if "deleted" in columns["Annotations"] else "TRUE"
+            directory = "COALESCE(directory, '')" if "directory" in columns["Slides"] else "''"
+            slides = pd.read_sql(SLIDES.format(directory=directory), database)
             figures = pd.read_sql(CELLS.format(polygon=POLYGON, kept=kept), database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise UserError(f"{path}: not a database of SlideRunner ({error}); download it again") from None
-    images["case"] = images.image.map(lambda name: Path(name).stem)
+    images = _named(slides)
+    figures = figures[figures.slide.isin(slides.slide)].reset_index(drop=True)
+    figures["image"] = figures.slide.map(dict(zip(slides.slide, images.image, strict=True)))
     figures["label"] = figures["class"].map(meaning, na_action="ignore").fillna(UNCLEAR)
     for (name, label), cells in figures.groupby(["class", "label"], dropna=False):
         told = name if isinstance(name, str) else "without agreement"
@@ -76,3 +87,15 @@ def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for corner, side in (("x0", -1), ("y0", -1), ("x1", 1), ("y1", 1)):
         figures[corner] = figures[corner] + side * HALF_BOX_PX * points
     return images, figures[["image", "x", "y", "x0", "y0", "x1", "y1", "label"]]
+
+
+def _named(slides: pd.DataFrame) -> pd.DataFrame:
+    """`SLIDES` with the columns image, width, height and case; absolute directories go without what they share."""
+    if slides.filename.duplicated().any():
+        paths = [PureWindowsPath(directory) for directory in slides.directory]  # takes both kinds of slash
+        shared = len(os.path.commonprefix([path.parts for path in paths])) if paths[0].root else 0
+        cases = [PurePath(*path.parts[shared:]).as_posix() for path in paths]
+        names = [f"{case}/{file}" for case, file in zip(cases, slides.filename, strict=True)]
+    else:
+        names, cases = [*slides.filename], [Path(name).stem for name in slides.filename]
+    return slides.assign(image=names, case=cases)[["image", "width", "height", "case"]]

@@ -41,9 +41,9 @@ def write_tables(images: pd.DataFrame, figures: pd.DataFrame, folder: Path, out:
         raise UserError(f"{out}: has images.csv already; give another --out")
     check_writable(out)
     images = _present(images, figures, folder)
-    names = images.image.map(lambda name: Path(name).name)
-    if names.duplicated().any():
-        raise UserError(f"{names[names.duplicated()].iloc[0]}: two images of this name, by which labels know theirs")
+    if images.image.duplicated().any():
+        first = images.image[images.image.duplicated()].iloc[0]
+        raise UserError(f"{first}: two images of this name, by which labels know theirs")
     by_image = dict(list(figures.groupby("image")))
     rows, labels = [], []
     for row in tqdm(images.to_dict("records"), "images", disable=None):

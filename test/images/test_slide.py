@@ -16,7 +16,7 @@ import tifffile
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from midog.errors import UserError
 from midog.images import level
@@ -58,6 +58,12 @@ def opened(caplog):
 
 def whole(slide):
     return slide.read(0, 0, *slide.size)
+
+
+def on_white(rgb, alpha):
+    """As Pillow lays pixels over a white page."""
+    page = Image.new("RGBA", alpha.shape[::-1], "white")
+    return np.asarray(Image.alpha_composite(page, Image.fromarray(np.dstack([rgb, alpha]))).convert("RGB"))
 
 
 def write_mha(path, pixels, spacing=(0.00025, 0.00025), origin=(0, 0), **options):
@@ -137,9 +143,8 @@ def test_other_kinds_of_pixels_become_rgb_with_one_warning(tmp_path, picture, op
     write_mha(tmp_path / "deep.mha", picture.astype(np.uint16) * 257)
     for path in sorted(tmp_path.iterdir()):
         kind = path.stem if path.name != "deep.png" else "grey"
-        wanted = {"rgba": picture, "deep": picture, "palette": np.asarray(palette.convert("RGB"))}.get(
-            kind, np.repeat(grey[..., None], 3, axis=2)
-        )
+        seen = {"rgba": on_white(picture, grey), "deep": picture, "palette": np.asarray(palette.convert("RGB"))}
+        wanted = seen.get(kind, np.repeat(grey[..., None], 3, axis=2))
         slide, warnings = opened(path)
         np.testing.assert_array_equal(whole(slide), wanted, err_msg=path.name)
         assert len(warnings) == 1, path.name
@@ -191,6 +196,15 @@ def test_a_turned_jpeg_is_read_as_training_reads_it(tmp_path, picture, opened):
     (tmp_path / "a.jpg").write_bytes(data.replace(b"Exif\0\0MM\0*", b"Exif\0\0no\0*"))
     with opened(tmp_path / "a.jpg")[0] as slide:
         assert slide.size == (40, 80)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_turn_is_pillow_s(tmp_path, picture, opened, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image, opened(tmp_path / "a.png")[0] as slide:
+        np.testing.assert_array_equal(whole(slide), np.asarray(ImageOps.exif_transpose(image)))
 
 
 def test_pixels_in_memory(tmp_path, picture, opened):

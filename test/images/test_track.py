@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from midog.errors import UserError
-from midog.images.track import check_mpp, track_of_image
+from midog.images.track import check_mpp, is_crop, track_of_image
 
 
 def write_mha(path, pixels):
@@ -15,9 +16,25 @@ def test_the_track_of_a_metaimage(tmp_path, pages):
     assert track_of_image(write_mha(tmp_path / "a.mha", pages)) == 2
     assert track_of_image(write_mha(tmp_path / "a.mha", pages[0])) == 2
     assert track_of_image(write_mha(tmp_path / "a.mha", np.zeros((600, 700, 3), np.uint8))) == 1
-    for shape in ((2, 600, 700, 3), (300, 300, 3)):
-        with pytest.raises(UserError, match=r"a\.mha: .* px may be .* --track 1"):
-            track_of_image(write_mha(tmp_path / "a.mha", np.zeros(shape, np.uint8)))
+    assert track_of_image(write_mha(tmp_path / "a.mha", np.zeros((300, 300, 3), np.uint8))) == 1
+    with pytest.raises(UserError, match=r"a\.mha: several pages of 700 x 600 px may be .* --track 1"):
+        track_of_image(write_mha(tmp_path / "a.mha", np.zeros((2, 600, 700, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.tif"])
+@pytest.mark.parametrize(
+    ("size", "crop"), [((64, 64), True), ((256, 256), True), ((60, 60), False), ((128, 96), False)]
+)
+def test_a_square_picture_as_small_as_a_cell_is_a_crop(tmp_path, name, size, crop):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(path)
+    assert is_crop(path) == crop
+    if crop:
+        assert track_of_image(path) == 2
+        path.write_bytes(path.read_bytes()[:-3000])  # a damaged one should not stop those beside it
+        assert not is_crop(path)
+    elif name != "a.tif":
+        assert track_of_image(path) == 1
 
 
 @pytest.mark.parametrize("name", ["none.tif", "text.tif", "none.mha", "text.mha"])
