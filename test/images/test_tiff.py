@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from writers import SHORT, write_tiff
 
 from midog.errors import UserError
 from midog.images.level import over_white
@@ -494,3 +495,8 @@ def test_what_is_not_read_is_named(tmp_path, compression, photometric, words):
     tiles = [imagecodecs.zlib_encode(np.zeros((64, 64, channels), np.uint8))] * 12
     write_tiles(tmp_path / "a.tif", tiles, compression, photometric, channels)
     refused(tmp_path / "a.tif", *words, "is not read")
+
+
+def test_an_orientation_tag_is_said(tmp_path, shows):
+    _, logged = shows(write_tiff(tmp_path / "a.tif", PICTURE, {274: (SHORT, [6])}))
+    assert logged == ["a.tif: turned or mirrored by its orientation tag (6), read as it is stored"]
