@@ -1,13 +1,33 @@
 """Shared by the tests: the project's root, small jobs and stacks."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from midog.images.slide import open_slide
 from resources.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def no_command_line(monkeypatch):
+    """Commands that ran before leave their log on stderr."""
+    monkeypatch.setattr(logging.getLogger("midog"), "handlers", [])
+
+
+@pytest.fixture
+def opened(caplog, no_command_line):
+    """Opens a slide; with it comes a list of what was logged."""
+
+    def opened(path, **options):
+        caplog.clear()
+        slide = open_slide(path, **options)
+        return slide, [record.getMessage() for record in caplog.records if record.name.startswith("midog.")]
+
+    return opened
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Which track an image on disk belongs to, by what it looks like."""
 
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 from midog import job
@@ -44,10 +45,20 @@ def is_crop(path: Path) -> bool:
 
     A damaged one is none, so that it costs no other crop its result: as a region, it is refused by its name.
     """
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    if path.suffix.lower() not in PICTURES | TIFFS or stat.st_size > MOST_CROP_BYTES:
+        return False
+    return _holds_crop(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=1 << 16)
+def _holds_crop(path: Path, stamp: tuple[int, int]) -> bool:
+    """`stamp` tells a file that was written anew; finding, binding, reading and drawing a folder of crops all ask."""
     suffix = path.suffix.lower()
     try:
-        if suffix not in PICTURES | TIFFS or path.stat().st_size > MOST_CROP_BYTES:
-            return False
         with warnings.catch_warnings(action="ignore"):
             return (_is_crop_picture if suffix in PICTURES else _is_crop_tiff)(path)
     except Exception:  # a damaged file can make a library raise anything

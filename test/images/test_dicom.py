@@ -1,4 +1,3 @@
-import logging
 import random
 import shutil
 import struct
@@ -32,11 +31,12 @@ from pydicom.uid import (
 
 from midog.errors import UserError
 from midog.images.dicom import is_dicom, series_of
-from midog.images.slide import open_slide
 
 PLAIN = {ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+pytestmark = pytest.mark.usefixtures("no_command_line")  # tests here look at stderr
+
 TILE, COLUMNS, ROWS = 64, 4, 3
 TILES = range(COLUMNS * ROWS)
 SHUFFLED = random.Random(0).sample(TILES, len(TILES))
@@ -48,24 +48,6 @@ def picture():
     y, x = np.mgrid[:150, :200]
     waves = [np.sin(x / 19 + y / 31), np.cos(x / 23 - y / 17), np.sin(x / 40 + y / 55)]
     return (128 + 90 * np.stack(waves, axis=-1)).round().astype(np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    """Commands that ran before leave their log on stderr, which tests here look at."""
-    monkeypatch.setattr(logging.getLogger("midog"), "handlers", [])
-
-
-@pytest.fixture
-def opened(caplog):
-    """Opens a slide; with it comes a list of what was logged."""
-
-    def opened(path, **options):
-        caplog.clear()
-        slide = open_slide(path, **options)
-        return slide, [record.getMessage() for record in caplog.records if record.name.startswith("midog.")]
-
-    return opened
 
 
 def whole(slide):

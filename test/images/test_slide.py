@@ -1,6 +1,5 @@
 import csv
 import io
-import logging
 import random
 import re
 import struct
@@ -20,10 +19,12 @@ from PIL import Image, ImageOps
 
 from midog.errors import UserError
 from midog.images import level
-from midog.images.slide import ArraySlide, at_spacing, open_slide, reflected
+from midog.images.slide import ArraySlide, at_spacing, reflected
 from resources.data.fields import read_fields
 
 SLIDES = ROOT.parent / "shared" / "data" / "slides"
+pytestmark = pytest.mark.usefixtures("no_command_line")  # tests here look at stderr
+
 DPCM = 40_000  # 0.25 um/px
 TAGS = {"resolution": (DPCM, DPCM), "resolutionunit": "CENTIMETER", "metadata": None}
 JPEG = {"compression": "jpeg", "photometric": "rgb", "tile": (64, 64)}
@@ -36,24 +37,6 @@ def picture():
     waves = [np.sin(x / 19 + y / 31), np.cos(x / 23 - y / 17), np.sin(x * y / 4000)]
     noise = np.random.default_rng(0).normal(0, 4, (211, 307, 1))
     return (128 + 90 * np.stack(waves, axis=-1) + noise).round().astype(np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch):
-    """Commands that ran before leave their log on stderr, which tests here look at."""
-    monkeypatch.setattr(logging.getLogger("midog"), "handlers", [])
-
-
-@pytest.fixture
-def opened(caplog):
-    """Opens a slide; with it comes a list of what was logged."""
-
-    def opened(path, **options):
-        caplog.clear()
-        slide = open_slide(path, **options)
-        return slide, [record.getMessage() for record in caplog.records if record.name.startswith("midog.")]
-
-    return opened
 
 
 def whole(slide):

@@ -1,6 +1,5 @@
 """Which page of a TIFF is the image, what belongs to it, and what becomes of its pixels."""
 
-import logging
 import struct
 
 import imagecodecs
@@ -32,19 +31,6 @@ def waves(width, height, phase=0.0):
 PICTURE = waves(200, 160)
 HALF = np.ascontiguousarray(PICTURE[::2, ::2])
 GLASS = waves(60, 180, phase=2.0)  # what a macro shows
-
-
-@pytest.fixture
-def opened(caplog, monkeypatch):
-    """Opens a slide; with it comes a list of what was logged."""
-    monkeypatch.setattr(logging.getLogger("midog"), "handlers", [])
-
-    def opened(path, **options):
-        caplog.clear()
-        slide = open_slide(path, **options)
-        return slide, [record.getMessage() for record in caplog.records if record.name.startswith("midog.")]
-
-    return opened
 
 
 @pytest.fixture
