@@ -101,7 +101,7 @@ def system(data):
     values["detector"] |= {"tile": [64, 64], "score_threshold": 1e-4}
     values["detector"]["options"]["scale"] = "n"
     recipes = values["training"]
-    recipes["detector"] |= {"tile": [64, 64], "epochs": 2, "steps_an_epoch": 2, "batch": 4, "half_precision": False}
+    recipes["detector"] |= {"tile": [64, 64], "epochs": 2, "steps_an_epoch": 2, "batch": 4, "precision": "float32"}
     recipes["detector"]["augmentation"]["mosaic_epochs"] = 1
     values["classifier"] |= {"options": {"name": "test_convnext", "drop_path_rate": 0.2}, "input_px": 32}
     recipes["classifier"] |= {"epochs": 3, "steps_an_epoch": 2, "batch": 8, "score_threshold": 1e-4}

@@ -31,7 +31,7 @@ def command(data):
     values = yaml.safe_load((ROOT / "resources/systems/rtmdet_tiny.yaml").read_text())
     values["detector"] |= {"tile": [256, 256], "score_threshold": 0.005}
     training = {"tile": [64, 64], "epochs": 1, "steps_an_epoch": 1, "batch": 2, "validation_tiles": 2}
-    values["training"]["detector"] |= training | {"ema_momentum": [1.0], "half_precision": False}
+    values["training"]["detector"] |= training | {"ema_momentum": [1.0], "precision": "float32"}
     (data / "tiny.yaml").write_text(yaml.safe_dump(values))
     known = ["--data", f"{data}/fields", "--split", f"{data}/split.csv", "--device", "cpu"]
     return ["rtmdet", "--system", f"{data}/tiny.yaml", *known]

@@ -31,7 +31,6 @@ RECIPE = LoopRecipe(
     seed=0,
     epochs=4,
     batch=4,
-    accumulate=1,
     optimizer="adamw",
     betas=(0.9, 0.999),
     learning_rate=0.1,
@@ -44,7 +43,7 @@ RECIPE = LoopRecipe(
     ema_warmup=1,
     keep="last",
     patience=0,
-    half_precision=False,
+    precision="float32",
     pretrained="",
 )
 
@@ -67,28 +66,33 @@ class Points:
 
     def __init__(self, recipe, highest=True, happens=None, fit=math.inf):
         self.recipe, self.highest, self.happens, self.fit = recipe, highest, happens or {}, fit
-        self.accumulate, self.seen = recipe.accumulate, {}
+        self.portions, self.seen = [range(recipe.batch)], {}
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 1, 1)).double()
 
     def batches(self, step):
-        size = self.recipe.batch // self.accumulate
-        for first in itertools.count(step * self.recipe.batch, size):
-            self.step = first // self.recipe.batch
-            yield POINTS[first : first + size]
+        for self.step in itertools.count(step):
+            for portion in self.portions:
+                first = self.step * self.recipe.batch
+                yield POINTS[first + portion.start : first + portion.stop]
+
+    def on_device(self, batch):
+        return batch
 
     def inputs(self, batch):
         return batch
 
-    def loss(self, network, batch):
+    def loss(self, network, batch, whole):
         happens = self.happens.get(self.step, 1.0)
         if happens is Killed:
             raise Killed
         if len(batch) > self.fit:
             self.seen[self.step] = []
             raise torch.OutOfMemoryError
-        self.seen[self.step] = [*self.seen.get(self.step, []), *batch[:, 0, 0].tolist()]
-        return ((network(batch)[:, 0] - batch.prod(1)) ** 2).mean() * happens
+        if not whole.is_noting:
+            self.seen[self.step] = [*self.seen.get(self.step, []), *batch[:, 0, 0].tolist()]
+        errors = (network(batch)[:, 0] - batch.prod(1)) ** 2
+        return errors.sum() / whole.total(torch.tensor(errors.numel())) * happens
 
     def validate(self, member):
         return {"chance": chance(member)}
@@ -113,29 +117,29 @@ def rows_of(folder):
 @given(
     killed_at=st.integers(0, 5 * STEPS - 1),
     highest=st.booleans(),
+    micro_batch=st.sampled_from([0, 3, 2]),
     values=st.fixed_dictionaries(
         {
             "epochs": st.integers(1, 5),
-            "accumulate": st.sampled_from([1, 2]),
-            "optimizer": st.sampled_from(["adam", "adamw"]),
+            "optimizer": st.sampled_from(["adam", "adamw", "sgd"]),
             "ema_momentum": st.sampled_from([(1.0,), (0.3,), (1.0, 0.3, 0.1)]),
             "keep": st.sampled_from(["best", "last"]),
             "patience": st.integers(0, 3),
         }
     ),
 )
-def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path_factory, killed_at, highest, values):
+def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path_factory, killed_at, highest, micro_batch, values):
     recipe, folder = changed(**values), tmp_path_factory.mktemp("whole")
-    whole = Loop(Points(recipe, highest), recipe, folder, CPU).run()
+    whole = Loop(Points(recipe, highest), recipe, folder, CPU, micro_batch=micro_batch).run()
     rows = rows_of(folder)
 
     cut, stopped = tmp_path_factory.mktemp("cut"), killed_at >= STEPS * len(rows)
     try:
-        Loop(Points(recipe, highest, {killed_at: Killed}), recipe, cut, CPU).run()
+        Loop(Points(recipe, highest, {killed_at: Killed}), recipe, cut, CPU, micro_batch=micro_batch).run()
         assert stopped
     except Killed:
         assert not stopped
-    resumed = Loop(Points(recipe, highest), recipe, cut, CPU)
+    resumed = Loop(Points(recipe, highest), recipe, cut, CPU, micro_batch=micro_batch)
     assert all(map(equal, resumed.run(), whole))
     assert rows_of(cut) == rows
 
@@ -156,16 +160,17 @@ def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path_factory, k
 def test_a_batch_in_two_forwards_is_the_same_batch(tmp_path):
     """Without batch norm, whose statistics are a forward's."""
     states = []
-    for accumulate in (1, 2):
-        recipe = changed(accumulate=accumulate, ema_momentum=(1.0, 0.1))
+    for micro_batch in (4, 3, 1):
+        recipe = changed(ema_momentum=(1.0, 0.1))
         task = Points(recipe)
         task.network[1] = nn.Identity()
-        folder = tmp_path / str(accumulate)
+        folder = tmp_path / str(micro_batch)
         folder.mkdir()
-        states.append(Loop(task, recipe, folder, CPU).run())
-    for first, second in zip(*states, strict=True):
-        for name, value in first.items():
-            torch.testing.assert_close(second[name], value, rtol=0, atol=1e-6)
+        states.append(Loop(task, recipe, folder, CPU, micro_batch=micro_batch).run())
+    for first, *others in zip(*states, strict=True):
+        for other in others:
+            for name, value in first.items():
+                torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
 
 
 def test_an_average_has_the_batch_norm_statistics_of_its_own_weights(tmp_path):
@@ -263,7 +268,7 @@ def test_forwards_are_halved_until_they_fit_and_a_step_stays_the_same(tmp_path, 
         tasks.append(task)
         caplog.clear()
         states += Loop(task, RECIPE, tmp_path / name, CPU).run()
-    assert [task.accumulate for task in tasks] == [1, 4]
+    assert [len(task.portions) for task in tasks] == [1, 4]
     assert tasks[0].seen == tasks[1].seen
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6)
@@ -276,7 +281,7 @@ def test_forwards_are_halved_until_they_fit_and_a_step_stays_the_same(tmp_path, 
 
 
 def test_a_memory_too_small_for_one_image_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"the memory of cpu is too small for 1 images a forward; give .*") as error:
+    with pytest.raises(UserError, match=r"the memory of cpu is too small for 1 image a forward; give .*") as error:
         Loop(Points(RECIPE, fit=0), RECIPE, tmp_path, CPU).run()
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -318,7 +323,7 @@ def test_depthwise_convolutions_are_float32_in_half_precision_and_others_bfloat1
     images = torch.randn(2, 4, 8, 8)
     exact = depthwise(images)
     (gradient,) = torch.autograd.grad(exact.sum(), depthwise.weight)
-    with training_precision(CPU, changed(half_precision=True)):
+    with training_precision(CPU, changed(precision="bfloat16")):
         first = depthwise(images)
         second = pointwise(first)
         third = depthwise(second)  # of what is bfloat16
@@ -327,5 +332,5 @@ def test_depthwise_convolutions_are_float32_in_half_precision_and_others_bfloat1
     assert (second.dtype, third.dtype) == (torch.bfloat16, torch.float32)
     third.sum().backward()
     assert all(each.grad.abs().sum() > 0 for each in (*depthwise.parameters(), pointwise.weight))
-    with training_precision(CPU, changed(half_precision=False)):
+    with training_precision(CPU, changed(precision="float32")):
         assert pointwise(images).dtype == torch.float32

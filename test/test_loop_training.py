@@ -34,7 +34,7 @@ SMALL = {
     },
 }
 SCRIPTS = {"rtmdet_s": rtmdet, "focasnet": focasnet}
-CHANGE = ["--set", "training.detector.batch=2", "training.detector.accumulate=1"]
+CHANGE = ["--set", "training.detector.batch=2"]
 STEPS = 2  # an epoch
 
 
@@ -51,8 +51,8 @@ def shrunk(data, name):
     # After so few steps every score is about the network's first, one in 100: few candidates are quick to join.
     values["detector"] |= {"tile": [256, 256], "score_threshold": 0.02, "views": 1, "options": SMALL[name]}
     values["training"]["detector"] |= {"tile": [64, 96], "epochs": 2, "steps_an_epoch": STEPS, "warmup_epochs": 1}
-    values["training"]["detector"] |= {"batch": 4, "accumulate": 2, "validation_tiles": 3}
-    values["training"]["detector"] |= {"ema_momentum": [1.0, 0.9], "half_precision": False}
+    values["training"]["detector"] |= {"batch": 4, "validation_tiles": 3}
+    values["training"]["detector"] |= {"ema_momentum": [1.0, 0.9], "precision": "float32"}
     path = data / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -132,10 +132,10 @@ def train_to_a_loss_of_nan(data, monkeypatch):
         steps = 0
 
         class Diverging(RTMDetLoss):
-            def __call__(self, network, images, truths):
+            def __call__(self, network, images, truths, total):
                 nonlocal steps
                 steps += network.training
-                loss = super().__call__(network, images, truths)
+                loss = super().__call__(network, images, truths, total)
                 return loss * float("nan") if network.training and steps > step else loss
 
         monkeypatch.setattr(rtmdet, "RTMDetLoss", Diverging)

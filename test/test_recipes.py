@@ -56,7 +56,7 @@ def test_every_system_of_the_project_is_among_these():
         ("yolo11", {"tile": [100, 128]}, r"training.detector.tile.*: 100: expected int that's a multiple of 32"),
         ("yolo11", {"batch": 0}, "training.detector.batch: 0: expected int >= 1"),
         ("yolo11", {"steps_an_epoch": 0}, "training.detector.steps_an_epoch: 0: expected int >= 1"),
-        ("yolo11", {"batch": 6, "accumulate": 4}, "batch 6 does not fall into 4 forwards"),
+        ("yolo11", {"precision": "half"}, "training.detector.precision: 'half': float32 or bfloat16 or float16 expected"),
         ("yolo11", {"ema_momentum": []}, "training.detector.ema_momentum"),
         ("yolo11", {"ema_momentum": [0.0]}, "training.detector.ema_momentum.*: expected float > 0"),
         ("yolo11", {"iterations": 9}, "training.detector: unknown key iterations"),

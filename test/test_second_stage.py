@@ -9,7 +9,6 @@ from midog.models import CLASSIFIERS, build
 from resources.data.fields import Field
 from resources.train.kit.proposals import Proposals
 from resources.train.kit.recipes import read_plan
-from resources.train.kit.run import Processes
 from resources.train.kit.second_stage import CandidateRecipe, Candidates, CandidateTask, domains_of, sampling_chances
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,9 +54,7 @@ def test_targets_are_smoothed():
     )
     candidates = Candidates([field(100)], proposals)
     network = build(CLASSIFIERS, "timm", {"name": "test_efficientnet"})
-    task = CandidateTask(
-        network, plan.classifier, plan.training, candidates, candidates, torch.device("cpu"), Processes()
-    )
+    task = CandidateTask(network, plan.classifier, plan.training, candidates, candidates, torch.device("cpu"))
     batch = task._drawn(0)
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1]
     assert batch.targets.tolist() == pytest.approx([0.9 if label else 0.1 for label in batch.labels])

@@ -65,7 +65,7 @@ def system(tmp_path_factory):
     values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
     values["classifier"] |= {"views": 2, "input_px": 32}
     values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
-    values["training"]["classifier"]["half_precision"] = False
+    values["training"]["classifier"]["precision"] = "float32"
     path = tmp_path_factory.mktemp("systems") / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -216,7 +216,7 @@ def test_none_starts_from_random_weights_whatever_the_recipe_says(table, system,
 
 def test_an_averages_batch_norm_is_measured_with_the_averages_weights(system, tmp_path):
     class Task:
-        steps_an_epoch, accumulate, criterion, highest = 3, 1, "loss", False
+        steps_an_epoch, portions, criterion, highest = 3, [range(8)], "loss", False
 
         def __init__(self):
             torch.manual_seed(0)
@@ -226,10 +226,13 @@ def test_an_averages_batch_norm_is_measured_with_the_averages_weights(system, tm
             for number in range(step, 6):
                 yield torch.rand(8, 2, generator=torch.Generator().manual_seed(number))
 
+        def on_device(self, batch):
+            return batch
+
         def inputs(self, batch):
             return batch
 
-        def loss(self, network, batch):
+        def loss(self, network, batch, whole):
             return (network(batch) - batch.sum(1, keepdim=True)).square().mean()
 
         def validate(self, member):
@@ -238,7 +241,7 @@ def test_an_averages_batch_norm_is_measured_with_the_averages_weights(system, tm
         def weights(self, member):
             return member.state_dict()
 
-    changes = [f"training.classifier.{each}" for each in ("epochs=2", "learning_rate=0.5", "half_precision=false")]
+    changes = [f"training.classifier.{each}" for each in ("epochs=2", "learning_rate=0.5", "precision=float32")]
     changes += ["training.classifier.ema_momentum=[1, 0.3]", "training.classifier.warmup_epochs=0"]
     recipe = read_plan(str(system), "atypical", AtypicalRecipe, changes).training
     task = Task()

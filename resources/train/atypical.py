@@ -60,7 +60,7 @@ def train(argv: Sequence[str] | None) -> None:
         prepare_out(out, arguments.resume, record | {"plan": plan.as_yaml()})
     processes.wait()
     for fold in folds:
-        train_fold(plan, crops, numbers, fold, start, out / f"fold{fold}", device, processes)
+        train_fold(plan, crops, numbers, fold, start, out / f"fold{fold}", device, processes, arguments.micro_batch)
     processes.end()
     if not processes.is_first:
         return

@@ -65,12 +65,12 @@ def train(argv: Sequence[str] | None) -> None:
     processes.wait()
     training, validation = (read_proposals(arguments.out / name) for name in (TRAINING, VALIDATION))
     candidates = Candidates(fields, training), Candidates(held_out, validation)
-    task = CandidateTask(network, part, recipe, *candidates, device, processes)
+    task = CandidateTask(network, part, recipe, *candidates, device)
     logger.info(
         "training candidates %d, mitotic figures %d; validation candidates %d, of which %d of %d mitotic figures",
         *(len(training), training.labels.sum(), len(validation), validation.labels.sum(), task.truths),
     )
-    (state,) = Loop(task, recipe, arguments.out, device, processes, "stage 2").run()
+    (state,) = Loop(task, recipe, arguments.out, device, processes, "stage 2", arguments.micro_batch).run()
     if processes.is_first:
         folder = arguments.out / "model" / plan.system.system
         made = Made(

@@ -18,6 +18,7 @@ from midog.errors import exit_code
 from midog.models.centernet import CenterNet
 from resources.train.kit.centernet_loss import centernet_loss, targets_of
 from resources.train.kit.detector import Loss, train_detector
+from resources.train.kit.whole import Total
 
 DEVIATION_PX = 4.0  # 2 um at .5 um per pixel, half a metaphase plate
 
@@ -25,10 +26,12 @@ DEVIATION_PX = 4.0  # 2 um at .5 um per pixel, half a metaphase plate
 def make_loss() -> Loss:
     """Equation 1 on Gaussians of one size."""
 
-    def loss(network: torch.nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor]) -> torch.Tensor:
+    def loss(
+        network: torch.nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor], total: Total
+    ) -> torch.Tensor:
         assert isinstance(network, CenterNet)
         logits = network(images)[:, 0]
-        return centernet_loss(logits, targets_of(truths, logits.shape, network.stride, DEVIATION_PX))
+        return centernet_loss(logits, targets_of(truths, logits.shape, network.stride, DEVIATION_PX), total)
 
     return loss
 

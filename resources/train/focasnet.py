@@ -17,14 +17,17 @@ from midog.errors import exit_code
 from midog.models.focasnet import FoCasNet
 from resources.train.kit.detector import Loss, train_detector
 from resources.train.kit.focasnet_loss import focasnet_loss
+from resources.train.kit.whole import Total
 
 
 def make_loss() -> Loss:
     """Both branches' losses."""
 
-    def loss(network: torch.nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor]) -> torch.Tensor:
+    def loss(
+        network: torch.nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor], total: Total
+    ) -> torch.Tensor:
         assert isinstance(network, FoCasNet)
-        return focasnet_loss(network.branches(images), truths)[0]
+        return focasnet_loss(network.branches(images), truths, total)[0]
 
     return loss
 

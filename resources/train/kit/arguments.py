@@ -52,9 +52,24 @@ def parser_of(description: str, script: str) -> argparse.ArgumentParser:
         help="change values of the system's file: training.detector.batch=8, detector.options.cbam=false",
     )
     parser.add_argument(
+        "--micro-batch",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="images of a forward, at most: a step's batch is learnt from in as many forwards as that takes (as many "
+        "images as the memory has room for)",
+    )
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto is a GPU if there is one (%(default)s)"
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """A number from 1 of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 expected")
+    return int(text)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from resources.train.kit.whole import Total, itself
+
 ALPHA, BETA = 2, 4  # of equation 1
 CENTRE = 0.9  # of the target, from which on a cell holds a centre, which may lie between several
 
@@ -32,21 +34,22 @@ def centre_map(centres: torch.Tensor, height: int, width: int, stride: int, devi
     return torch.where(nearest, 1.0, heat).amax(0)
 
 
-def centernet_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def centernet_loss(logits: torch.Tensor, targets: torch.Tensor, total: Total = itself) -> torch.Tensor:
     """Equation 1, the focal loss of CornerNet: over the number of cells that hold a centre.
 
     Args:
         logits: float (N, H, W).
         targets: float (N, H, W), see `centre_map`.
+        total: of a count, over the whole batch that these maps are a part of.
 
     Returns:
-        a scalar.
+        a scalar, these maps' part of the batch's loss.
     """
     probability = torch.sigmoid(logits)
     holds = targets > CENTRE
     positive = (1 - probability) ** ALPHA * F.logsigmoid(logits)
     negative = (1 - targets) ** BETA * probability**ALPHA * F.logsigmoid(-logits)
-    return -torch.where(holds, positive, negative).sum() / holds.sum().clamp_min(1)
+    return -torch.where(holds, positive, negative).sum() / total(holds.sum()).clamp_min(1)
 
 
 def targets_of(truths: Sequence[torch.Tensor], shape: torch.Size, stride: int, deviation: float) -> torch.Tensor:

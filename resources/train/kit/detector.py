@@ -5,7 +5,7 @@ cosine, averages at several rates, and all of these "saved at the point of lowes
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,20 +30,28 @@ from resources.train.kit.arguments import (
     record_of,
     sources_of,
 )
-from resources.train.kit.augment import jitter_contrast, jitter_stain
+from resources.train.kit.augment import Draws, jitter_contrast, jitter_stain
 from resources.train.kit.export import curve_on, export_detector
 from resources.train.kit.loop import Loop, memory_format_of, training_precision
 from resources.train.kit.pretrained import load_start
 from resources.train.kit.recipes import Count, LoopRecipe, read_plan
-from resources.train.kit.run import Processes, StateDict, commit, join_processes, prepare_out, seed_everything
+from resources.train.kit.run import StateDict, commit, join_processes, prepare_out, seed_everything
 from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, Source
 from resources.train.kit.tiles import TileAugmentation, TileDataset, collate
+from resources.train.kit.whole import Total, WholeBatch, itself
 from resources.train.kit.workers import batches_of
 
 VALIDATION_THRESHOLD = 0.05  # of the score of what average precision counts
 
-Loss = Callable[[nn.Module, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
-Batch = tuple[torch.Tensor, list[torch.Tensor]]
+Loss = Callable[[nn.Module, torch.Tensor, Sequence[torch.Tensor], Total], torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """Images uint8 (N, 3, H, W), or float in [0, 1] on the device; each one's boxes, float (K, 4) px; its number."""
+
+    images: torch.Tensor
+    truths: list[torch.Tensor]
+    numbers: range
 
 
 class DetectorRecipe(LoopRecipe, frozen=True, kw_only=True):
@@ -75,13 +83,13 @@ class DetectorTask:
 
     Args:
         network: what trains.
-        loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px) -> scalar;
-            boxes are cut at the tile's edge, but for a dense network, which has also those that are centred beyond.
+        loss: callable (network, images float (N, 3, H, W) in [0, 1], truths a list of float (K, 4) px, total of a count
+            over the whole batch) -> scalar, these images' part of the batch's loss; boxes are cut at the tile's edge,
+            but for a dense network, which has also those that are centred beyond.
         recipe: `DetectorRecipe`.
         part: of the system: how whole fields are searched.
         data: what is learnt from and validated on, in the files' own pixels.
         device: torch.device.
-        processes: of torchrun.
     """
 
     def __init__(
@@ -92,9 +100,8 @@ class DetectorTask:
         part: Detector,
         data: TrainingData,
         device: torch.device,
-        processes: Processes,
     ) -> None:
-        self.network, self.recipe, self.part, self.device, self.processes = network, recipe, part, device, processes
+        self.network, self.recipe, self.part, self.device = network, recipe, part, device
         self.compute_loss = loss
         data = data.at(part.um_per_px)
         self.fields = data.validation
@@ -103,7 +110,7 @@ class DetectorTask:
         self.steps_an_epoch = recipe.steps_an_epoch
         self.criterion: str = recipe.criterion
         self.highest = recipe.criterion == "average_precision"
-        self.accumulate = recipe.accumulate
+        self.portions = [range(recipe.batch)]
         self.tiles = training_tiles(recipe, part, data)
         held_out = data.validation
         self.held_out = TileDataset(
@@ -118,46 +125,47 @@ class DetectorTask:
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Images float (N, 3, H, W) in [0, 1] with each one's boxes, float (K, 4) px, from a step on to the last."""
-        recipe, rank = self.recipe, self.processes.rank
-        numbers = range(step * self.accumulate, recipe.epochs * recipe.steps_an_epoch * self.accumulate)
-        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
-        for number, batch in zip(numbers, made, strict=True):
-            if number % self.accumulate == 0:
-                seed_everything(recipe.seed, number // self.accumulate, *([rank] if rank else []))
-            images, truths = self._prepare(batch)
-            strength = recipe.augmentation
-            images = jitter_stain(images, strength.stain) if strength.stain else images
-            images = jitter_contrast(images, strength.contrast) if strength.contrast else images
-            yield images, truths
+        """Tiles, from a step on to the last."""
+        count = len(self.portions)
+        numbers = range(step * count, self.recipe.epochs * self.recipe.steps_an_epoch * count)
+        yield from batches_of(self._drawn, numbers, self.device.type == "cuda")
 
     def _drawn(self, number: int) -> Batch:
         """The tiles of a forward."""
-        size = self.recipe.batch // self.accumulate
-        first = number * size
-        return collate(
-            [self.tiles[each] for each in range(first, first + size)[self.processes.rank :: self.processes.world]]
-        )
+        step, forward = divmod(number, len(self.portions))
+        portion, first = self.portions[forward], step * self.recipe.batch
+        return self._tiles(self.tiles, range(first + portion.start, first + portion.stop))
 
     def _drawn_to_validate(self, number: int) -> Batch:
-        size = self.recipe.batch // self.accumulate
-        stop = min((number + 1) * size, self.recipe.validation_tiles)
-        return collate([self.held_out[each] for each in range(number * size, stop)])
+        size = max(map(len, self.portions))
+        return self._tiles(self.held_out, range(self.recipe.validation_tiles)[number * size : (number + 1) * size])
 
-    def _prepare(self, batch: Batch) -> Batch:
-        images, truths = batch
-        images = images.to(self.device, non_blocking=True).float() / 255
-        return images, [each.to(self.device) for each in truths]
+    def _tiles(self, tiles: TileDataset, numbers: range) -> Batch:
+        return Batch(*collate([tiles[each] for each in numbers]), numbers)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Float images, with their stain and contrast changed."""
+        images, strength = self._moved(batch), self.recipe.augmentation
+        if strength.stain or strength.contrast:
+            draws = Draws((self.recipe.seed, each) for each in batch.numbers)
+            images = jitter_stain(images, strength.stain, draws) if strength.stain else images
+            images = jitter_contrast(images, strength.contrast, draws) if strength.contrast else images
+        return Batch(images, [each.to(self.device) for each in batch.truths], batch.numbers)
+
+    def _moved(self, batch: Batch) -> torch.Tensor:
+        return batch.images.to(self.device, non_blocking=True).float() / 255
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The images."""
-        return batch[0]
+        return batch.images
 
-    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch, whole: WholeBatch) -> torch.Tensor:
         """The detector's own."""
-        images, truths = batch
+        return self._loss(network, batch.images, batch.truths, whole.total)
+
+    def _loss(self, network: nn.Module, images: torch.Tensor, truths: list[torch.Tensor], total: Total) -> torch.Tensor:
         with training_precision(self.device, self.recipe):
-            return self.compute_loss(network, images.contiguous(memory_format=self.layout), truths)
+            return self.compute_loss(network, images.contiguous(memory_format=self.layout), truths, total)
 
     def validate(self, member: nn.Module) -> dict[str, float]:
         """The loss on tiles, or `curve_on` whole fields."""
@@ -169,10 +177,10 @@ class DetectorTask:
 
     def _loss_on_tiles(self, member: nn.Module) -> float:
         total, tiles = 0.0, self.recipe.validation_tiles
-        forwards = -(-tiles // (self.recipe.batch // self.accumulate))
+        forwards = -(-tiles // max(map(len, self.portions)))
         for batch in batches_of(self._drawn_to_validate, range(forwards), self.device.type == "cuda"):
-            images, truths = self._prepare(batch)  # drawn anew: 1,000 large tiles would not stay in memory
-            total += self.loss(member, (images, truths)).item() * len(images)
+            truths = [each.to(self.device) for each in batch.truths]  # drawn anew: 1,000 tiles would not stay in memory
+            total += self._loss(member, self._moved(batch), truths, itself).item() * len(truths)
         return total / tiles
 
     def _search(self, member: nn.Module, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -253,15 +261,13 @@ def train_detector(
     prepare(network)
     pretrained = load_start(network, script, part.options, arguments.pretrained, recipe.pretrained)
     processes, device = join_processes(choose_device(arguments.device))
-    if recipe.batch % (recipe.accumulate * processes.world):
-        raise UserError(f"{arguments.system}: batch {recipe.batch} does not divide over {processes.world} processes")
     data = read_training_data(arguments)
     if processes.is_first:
         record = record_of(arguments) | {"pretrained": msgspec.to_builtins(pretrained), "plan": plan.as_yaml()}
         prepare_out(arguments.out, arguments.resume, record)
     processes.wait()
-    task = DetectorTask(network, losses[recipe.loss](), recipe, part, data, device, processes)
-    states = Loop(task, recipe, arguments.out, device, processes, script).run()
+    task = DetectorTask(network, losses[recipe.loss](), recipe, part, data, device)
+    states = Loop(task, recipe, arguments.out, device, processes, script, arguments.micro_batch).run()
     if processes.is_first:
         folder = arguments.out / "model" / plan.system.system
         made = Made(

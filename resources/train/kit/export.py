@@ -101,7 +101,7 @@ def export_detector(
     validation: Sequence[Field],
     device: torch.device,
 ) -> None:
-    """Write FOLDER/model.yaml and the weights of a system of the detector alone, .5 its best threshold.
+    """Write FOLDER/model.yaml and the weights of a system of the detector alone, .5 its best threshold if it says so.
 
     Args:
         folder: `<out>/model/<system>`.
@@ -127,7 +127,7 @@ def export_detector(
         made=made,
     )
     write_model(folder, system)
-    curve = set_operating_point(folder, validation, device)
+    curve = set_operating_point(folder, validation, device, plan.training.calibrate)
     said = ", ".join(f"{name} {value:.4f}" for name, value in curve.items())
     logger.info("validation %s; exported %s", said, folder)
 
@@ -140,13 +140,16 @@ def curve_on(
     return detection_curve([field.figures for field in fields], radii, centres, scores)
 
 
-def set_operating_point(folder: Path, fields: Sequence[Field], device: torch.device) -> dict[str, float]:
-    """Run a Track 1 system over labelled fields, and put its best threshold at .5 in model.yaml.
+def set_operating_point(
+    folder: Path, fields: Sequence[Field], device: torch.device, calibrate: bool = True
+) -> dict[str, float]:
+    """Run a Track 1 system over labelled fields, note its figures in model.yaml, and put its best threshold at .5.
 
     Args:
         folder: of a system of one stage, or of two with one classifier.
         fields: labelled.
         device: of the run.
+        calibrate: without it .5 stays where it is.
 
     Returns:
         `detection_curve` of the probabilities before.
@@ -155,7 +158,7 @@ def set_operating_point(folder: Path, fields: Sequence[Field], device: torch.dev
     detector = SystemDetector(system, device)
     found = [detector(field) for field in tqdm(fields, "validation", disable=None, leave=False)]
     curve = curve_on(fields, [each.centres for each in found], [each.probabilities for each in found])
-    shift = Calibration(shift=shift_to_half(curve["threshold"]))
+    shift = Calibration(shift=shift_to_half(curve["threshold"])) if calibrate else Calibration()
     changed: dict[str, Any]
     if system.classifier:
         (member,) = system.classifier.members
@@ -178,7 +181,9 @@ def export_two_stages(
     made: Made,
     judge: Callable[[nn.Module], tuple[float, float]],
 ) -> None:
-    """Write FOLDER/model.yaml and the weights of a detector as it is and a classifier behind it, .5 its best threshold.
+    """Write FOLDER/model.yaml and the weights of a detector as it is and a classifier behind it.
+
+    .5 is the best threshold if the plan says so.
 
     Args:
         folder: `<out>/model/<system>`.
@@ -197,7 +202,7 @@ def export_two_stages(
     options = classifier_options(part.network, part.options, part.input_px)
     network = load_network(CLASSIFIERS, part.network, options, folder / "classifier.safetensors")
     f1, threshold = judge(network)
-    calibration = Calibration(shift=shift_to_half(threshold))
+    calibration = Calibration(shift=shift_to_half(threshold)) if plan.training.calibrate else Calibration()
     member = ClassifierWeights(weights="classifier.safetensors", sha256=sha256, calibration=calibration)
     system = replace(
         plan.system,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from midog.models.focasnet import FINEST_STRIDE, AnchorBased, AnchorFree, decode_distances
+from resources.train.kit.whole import Total, itself
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # RetinaNet, section 4
 ALPHA, GAMMA = 0.25, 2  # RetinaNet, equation 5 and table 1
@@ -128,13 +129,13 @@ def focal_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def anchor_based_loss(
-    branch: AnchorBased, truths: torch.Tensor, image: torch.Tensor
+    branch: AnchorBased, truths: torch.Tensor, image: torch.Tensor, total: Total = itself
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class and box loss of an `AnchorBased`, two scalars."""
+    """Class and box loss of an `AnchorBased`, two scalars; both over the whole batch's positive anchors."""
     truth, anchor, counted = assign_anchors(branch.anchors, truths, image, len(branch.logits))
     targets = torch.zeros_like(branch.logits)
     targets[image[truth], anchor] = 1
-    positives = max(len(truth), 1)
+    positives = total(torch.tensor(len(truth), device=truths.device)).clamp_min(1)
     of_class = (focal_loss(branch.logits, targets) * counted).sum()
     deltas, wanted = branch.deltas[image[truth], anchor], encode_deltas(truths[truth], branch.anchors[anchor])
     of_box = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=BETA)
@@ -142,9 +143,9 @@ def anchor_based_loss(
 
 
 def anchor_free_loss(
-    branch: AnchorFree, truths: torch.Tensor, image: torch.Tensor
+    branch: AnchorFree, truths: torch.Tensor, image: torch.Tensor, total: Total = itself
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class and box loss of an `AnchorFree`, two scalars.
+    """Class and box loss of an `AnchorFree`, two scalars; both over the whole batch's positive points.
 
     Grid points in a truth's core on the levels that were not chosen are neither figure nor background.
     """
@@ -158,19 +159,20 @@ def anchor_free_loss(
     truth, point = truth[chosen], point[chosen]
     targets = torch.zeros_like(branch.logits)
     targets[image[truth], point] = 1
-    positives = max(len(truth), 1)
+    positives = total(torch.tensor(len(truth), device=truths.device)).clamp_min(1)
     of_class = (focal_loss(branch.logits, targets) * (counted | (targets > 0))).sum()
     return of_class / positives, box_loss[chosen].sum() / positives
 
 
 def focasnet_loss(
-    outputs: tuple[AnchorBased, AnchorFree | None], truths: Sequence[torch.Tensor]
+    outputs: tuple[AnchorBased, AnchorFree | None], truths: Sequence[torch.Tensor], total: Total = itself
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of a batch.
 
     Args:
         outputs: what `FoCasNet.branches` returns, for N images.
         truths: a list of N float (K, 4), boxes in px; K may be 0.
+        total: of a count, over the whole batch that these images are a part of.
 
     Returns:
         Scalar with a gradient, and its parts by name, without: anchor_class, anchor_box, and with an anchor-free branch
@@ -185,8 +187,8 @@ def focasnet_loss(
     device = based.logits.device
     image = torch.repeat_interleave(torch.arange(len(truths)), torch.tensor([len(each) for each in truths])).to(device)
     table = torch.cat(list(truths)).to(device, torch.float32)
-    parts = dict(zip(("anchor_class", "anchor_box"), anchor_based_loss(based, table, image), strict=True))
+    parts = dict(zip(("anchor_class", "anchor_box"), anchor_based_loss(based, table, image, total), strict=True))
     if free:
-        of_free = (ANCHOR_FREE_WEIGHT * each for each in anchor_free_loss(free, table, image))
+        of_free = (ANCHOR_FREE_WEIGHT * each for each in anchor_free_loss(free, table, image, total))
         parts |= zip(("free_class", "free_box"), of_free, strict=True)
     return sum(parts.values(), torch.zeros((), device=device)), {name: part.detach() for name, part in parts.items()}

@@ -30,12 +30,15 @@ from resources.train.kit.run import (
     StateDict,
     load_checkpoint,
     save_checkpoint,
+    seed_everything,
     write_rows,
 )
+from resources.train.kit.whole import WholeBatch, portions
 
 logger = logging.getLogger(__name__)
 
-NORM_BATCHES = 16  # forwards that batch norm's statistics are measured on
+NORM_BATCHES = 16  # steps' images that batch norm's statistics are measured on
+FEW = 16  # images of a forward, below which batch norm's statistics are those of all GPUs
 LOG_SECONDS = 60.0
 
 Batch = TypeVar("Batch")
@@ -47,25 +50,35 @@ class Task(Protocol[Batch]):
     Attributes:
         network: what trains, on no particular device yet.
         steps_an_epoch: optimiser steps between two validations.
-        accumulate: forwards a step; the loop raises it where memory is short.
+        portions: what each forward of this process takes of a step's batch; the loop sets them, more where memory is
+            short.
         criterion: the figure of `validate` by which an epoch is the best.
         highest: whether the highest is the best; else the lowest.
     """
 
     network: nn.Module
     steps_an_epoch: int
-    accumulate: int
+    portions: list[range]
     criterion: str
     highest: bool
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """What the forwards from an optimiser step on learn from; the same whenever and wherever a run is resumed."""
+        """What the forwards from an optimiser step on learn from, of `portions` each, on the host.
+
+        The same images, changed alike, whenever and wherever a run is resumed, and however it is divided.
+        """
+
+    def on_device(self, batch: Batch) -> Batch:
+        """A batch where the network is."""
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """What the network is called with for a batch."""
 
-    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        """A scalar, float32; the network, which is `network` or an average of it, runs in `training_precision`."""
+    def loss(self, network: nn.Module, batch: Batch, whole: WholeBatch) -> torch.Tensor:
+        """The part of a batch in its step's loss, float32; these parts add up, and so do their gradients.
+
+        The network, which is `network` or an average of it, runs in `training_precision`.
+        """
 
     def validate(self, member: nn.Module) -> dict[str, float]:
         """Figures of the network or an average."""
@@ -102,21 +115,33 @@ class DepthwiseInFloat32(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def forward_type(device: torch.device, recipe: LoopRecipe) -> torch.dtype:
+    """What a training's forwards compute in."""
+    if recipe.precision == "float32":
+        return torch.float32
+    return torch.float16 if recipe.precision == "float16" and device.type == "cuda" else half_type(device)
+
+
 @contextlib.contextmanager
 def training_precision(device: torch.device, recipe: LoopRecipe) -> Iterator[None]:
     """Half precision for the forwards of a training, if its recipe says so; the one policy of all trainings."""
+    dtype = forward_type(device, recipe)
+    half = dtype != torch.float32
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, half_type(device), enabled=recipe.half_precision))
-        if recipe.half_precision and device.type == "cpu":
+        stack.enter_context(torch.autocast(device.type, dtype if half else None, enabled=half))
+        if half and device.type == "cpu":
             stack.enter_context(DepthwiseInFloat32())
         yield
 
 
 def learning_rate_at(recipe: LoopRecipe, step: int, steps_an_epoch: int) -> float:
-    """The learning rate of a step: a line up, then a cosine down."""
+    """The learning rate of a step: a line up, then a cosine or steps down."""
     steps, warmup = recipe.epochs * steps_an_epoch, round(recipe.warmup_epochs * steps_an_epoch)
     if step < warmup:
         return recipe.warmup_lr + (step + 1) / warmup * (recipe.learning_rate - recipe.warmup_lr)
+    if recipe.decay_epochs:
+        falls = sum(step >= epoch * steps_an_epoch for epoch in recipe.decay_epochs)
+        return recipe.learning_rate * recipe.decay_factor**falls
     cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     return recipe.final_lr + cosine * (recipe.learning_rate - recipe.final_lr)
 
@@ -131,6 +156,7 @@ class Loop:
         device: torch.device.
         processes: of torchrun.
         title: of the progress bar.
+        micro_batch: images of a forward, at most; 0 is as many as memory has room for.
     """
 
     def __init__(
@@ -141,14 +167,17 @@ class Loop:
         device: torch.device,
         processes: Processes | None = None,
         title: str = "training",
+        micro_batch: int = 0,
     ) -> None:
         self.task, self.recipe, self.folder, self.device, self.title = task, recipe, folder, device, title
         self.processes = processes or Processes()
+        if recipe.batch < self.processes.world:
+            raise UserError(f"batch {recipe.batch} for {self.processes.world} processes; give torchrun fewer of them")
+        share = -(-recipe.batch // self.processes.world)
+        self.micro_batch = min(micro_batch, share) or share
+        task.portions = portions(recipe.batch, self.processes, self.micro_batch)
         layout = memory_format_of(task.network)
         self.network = task.network.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.trainee: nn.Module = _WithLoss(task)
-        if self.processes.world > 1:
-            self.trainee = nn.parallel.DistributedDataParallel(self.trainee)
         self.averages = {
             number: ModelEmaV3(
                 self.network, 1 - momentum, use_warmup=True, warmup_gamma=recipe.ema_warmup, warmup_power=1.0
@@ -156,10 +185,15 @@ class Loop:
             for number, momentum in enumerate(recipe.ema_momentum)
             if momentum < 1
         }
+        if self.processes.world > 1 and device.type == "cuda" and len(task.portions[0]) < FEW:
+            # After the averages, which one process alone measures the statistics of.
+            task.network = self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.trainee: nn.Module = _WithLoss(task)
+        if self.processes.world > 1:
+            self.trainee = nn.parallel.DistributedDataParallel(self.trainee)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_at(recipe, step, task.steps_an_epoch))
-        scaled = recipe.half_precision and half_type(device) == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=forward_type(device, recipe) == torch.float16)
         members = len(recipe.ema_momentum)
         self.rows: list[dict[str, Any]] = []
         self.best_figures: list[float | None] = [None] * members
@@ -226,16 +260,22 @@ class Loop:
             self._halve_forwards(step)
 
     def _halve_forwards(self, step: int) -> None:
-        count, world = self.recipe.batch // self.task.accumulate, self.processes.world
-        if world > 1 or count % 2:  # the other processes know nothing of it
+        count, half = max(map(len, self.task.portions)), -(-self.micro_batch // 2)
+        if self.processes.world > 1:  # the other processes wait for this one's part, and know nothing of it
             raise UserError(
-                f"{self.folder}: the memory of {self.device} is too small for {count // world} images a forward; "
-                "give more --set training...accumulate, or a smaller tile"
+                f"{self.folder}: the memory of {self.device} is too small for {count} images a forward; "
+                f"go on with --resume --micro-batch {max(1, half)}, or --set a smaller tile and another --out"
             )
-        self.task.accumulate *= 2
+        if count == 1:
+            raise UserError(
+                f"{self.folder}: the memory of {self.device} is too small for 1 image a forward; "
+                "give a smaller tile with --set, and another --out"
+            )
+        self.micro_batch = half
+        self.task.portions = portions(self.recipe.batch, self.processes, half)
         logger.warning(
             "%s: the memory of %s is too small for %d images a forward: %d forwards a step from here on",
-            *(self.folder, self.device, count, self.task.accumulate),
+            *(self.folder, self.device, count, len(self.task.portions)),
         )
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -243,15 +283,23 @@ class Loop:
         self.batches = self.task.batches(step)
 
     def _step(self, step: int) -> float:
-        """One optimiser step, unless its loss is not finite; the loss, the mean over the processes."""
+        """One optimiser step, unless its loss is not finite; the loss, of the whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
+        batches = [next(self.batches) for _ in self.task.portions]
+        whole = WholeBatch(self.processes, len(batches))
+        if len(batches) > 1:
+            with whole.noting(self.network):
+                for number, batch in enumerate(batches):
+                    self._forward(self.network, batch, whole, step, number)
         total = 0.0
-        for _ in range(self.task.accumulate):
-            loss = self.trainee(next(self.batches)) / self.task.accumulate
-            total += self.processes.mean(loss.item())  # here: on a loss of one's own all stop before the backward pass
-            if not math.isfinite(total):
-                return total
-            self.scaler.scale(loss).backward()
+        for number, batch in enumerate(batches):
+            with self._gradients_met(number + 1 == len(batches)):
+                loss = self._forward(None, batch, whole, step, number)
+                total += self.processes.sum(loss.detach()).item()  # here: on a loss of one's own all stop together
+                if not math.isfinite(total):
+                    return total
+                # DistributedDataParallel takes the mean over the processes, of parts that add up.
+                self.scaler.scale(loss * self.processes.world).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
         self.scaler.step(self.optimizer)
@@ -260,6 +308,26 @@ class Loop:
         for average in self.averages.values():
             average.update(self.network, step + 2)  # timm counts from 1, and begins to average at 2
         return total
+
+    def _forward(
+        self, network: nn.Module | None, batch: Any, whole: WholeBatch, step: int, number: int
+    ) -> torch.Tensor:
+        """A batch's part of the loss, with what the network drops the same whenever it is called.
+
+        Args:
+            network: None is the one whose gradients meet those of the other processes.
+            batch, number: of the step's forwards.
+            whole, step: of all of them.
+        """
+        whole.begin(number)
+        seed_everything(self.recipe.seed, step, self.task.portions[number].start)
+        batch = self.task.on_device(batch)
+        return self.task.loss(network, batch, whole) if network else self.trainee(batch, whole)
+
+    def _gradients_met(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        """The processes' gradients meet in the last forward of a step."""
+        alone = last or not isinstance(self.trainee, nn.parallel.DistributedDataParallel)
+        return contextlib.nullcontext() if alone else self.trainee.no_sync()  # type: ignore[operator]
 
     def _end_epoch(self, epoch: int, loss: float) -> bool:
         """Validate every member, keep what is to be kept, write the checkpoint and the log.
@@ -304,9 +372,9 @@ class Loop:
         """Batch norm's running statistics belong to the weights of each step, not to their average: measure them."""
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in average.modules()):
             return
-        batches = islice(self.task.batches(0), NORM_BATCHES)  # a short training has fewer
+        batches = islice(self.task.batches(0), NORM_BATCHES * len(self.task.portions))  # a short training has fewer
         with training_precision(self.device, self.recipe):
-            update_bn(map(self.task.inputs, batches), average)
+            update_bn((self.task.inputs(self.task.on_device(each)) for each in batches), average)
 
     def _diverged(self, epoch: int, step: int, loss: float) -> None:
         if epoch == 0:
@@ -363,12 +431,14 @@ class _WithLoss(nn.Module):
         super().__init__()
         self.network, self.task = task.network, task
 
-    def forward(self, batch: Any) -> torch.Tensor:
-        return self.task.loss(self.network, batch)
+    def forward(self, batch: Any, whole: WholeBatch) -> torch.Tensor:
+        return self.task.loss(self.network, batch, whole)
 
 
 def _optimizer(network: nn.Module, recipe: LoopRecipe) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": 1.0, "betas": recipe.betas, "weight_decay": recipe.weight_decay}  # lr: scheduled
     if recipe.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), **settings)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), 1.0, recipe.betas[0], weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(param_groups_weight_decay(network, recipe.weight_decay), **settings)

@@ -41,12 +41,13 @@ def train_fold(
     folder: Path,
     device: torch.device,
     processes: Processes,
+    micro_batch: int,
 ) -> None:
     """Train one fold unless its weights are there."""
     if not (folder / "weights.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        task = AtypicalTask(plan.classifier, plan.training, crops, numbers, fold, start, device, processes)
-        states = Loop(task, plan.training, folder, device, processes, f"fold {fold}").run()
+        task = AtypicalTask(plan.classifier, plan.training, crops, numbers, fold, start, device)
+        states = Loop(task, plan.training, folder, device, processes, f"fold {fold}", micro_batch).run()
         if processes.is_first:
             save_weights(states[0], folder / "weights.safetensors")
             (folder / "checkpoint.pt").unlink()

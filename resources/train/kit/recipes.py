@@ -30,50 +30,51 @@ class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A recipe, or a part of one: exactly these keys, each checked where it is read."""
 
 
-class LoopRecipe(Strict, frozen=True):
+class LoopRecipe(Strict, frozen=True, kw_only=True):
     """What `resources.train.kit.loop.Loop` does, whatever it trains.
 
     Attributes:
         seed: of everything random.
         pretrained: weights to start from, a name that `resources.train.kit.pretrained` knows, or "".
         epochs: validation, checkpoint and the choice of the best weights come after each.
-        batch: of an optimiser step, over all processes.
-        accumulate: forwards a step.
-        optimizer: "adam" (weight decay through the gradient, of every weight) or "adamw" (of matrices alone).
-        betas: of either.
+        batch: of an optimiser step, over all processes and forwards: its losses are those of the whole batch.
+        optimizer: "adam" or "sgd" (weight decay through the gradient, of every weight), or "adamw" (of matrices alone).
+        betas: of Adam; the first is SGD's momentum.
         learning_rate, warmup_lr, final_lr: a line from the second up to the first, then a cosine down to the third.
         warmup_epochs: of the line.
+        decay_epochs, decay_factor: after each of these epochs the rate is multiplied by the factor, instead of the
+            cosine.
         weight_decay, max_grad_norm: of the optimiser.
         ema_momentum: one a member of the system: of its weights, an exponential moving average, the fraction of the
             network's own that enters at a step; 1 is the network's own.
         ema_warmup: steps; the fraction is ema_warmup / (ema_warmup + step) or more: the first weights are noise.
         keep: of each member the weights of its "best" epoch or of the "last".
         patience: epochs without a better one until the training stops; 0 is never.
-        half_precision: forwards in bfloat16 (float16 on a GPU without it); losses are float32 always.
+        precision: of the forwards: "float32", "bfloat16" (float16 on a GPU without it) or "float16" (with the loss
+            scaled; bfloat16 on a CPU); losses are float32 always.
+        calibrate: .5 becomes the best operating point on what was held out; without it, it is what the network says.
     """
 
     seed: Seed
     pretrained: str
     epochs: Count
     batch: Count
-    accumulate: Count
-    optimizer: Literal["adam", "adamw"]
+    optimizer: Literal["adam", "adamw", "sgd"]
     betas: tuple[Decay, Decay]
     learning_rate: Rate
     warmup_lr: Annotated[float, Meta(ge=0, le=1)]
     final_lr: Annotated[float, Meta(ge=0, le=1)]
     warmup_epochs: NotNegative
+    decay_epochs: tuple[Count, ...] = ()
+    decay_factor: Rate = 0.1
     weight_decay: NotNegative
     max_grad_norm: Positive
     ema_momentum: Annotated[tuple[Rate, ...], Meta(min_length=1)]
     ema_warmup: Positive
     keep: Literal["best", "last"]
     patience: Annotated[int, Meta(ge=0)]
-    half_precision: bool
-
-    def __post_init__(self) -> None:
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} does not fall into {self.accumulate} forwards")
+    precision: Literal["float32", "bfloat16", "float16"]
+    calibrate: bool = True
 
 
 Recipe = TypeVar("Recipe", bound=LoopRecipe)

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from midog.models.rtmdet import grid_points
+from resources.train.kit.whole import Total, itself
 
 IOU_COST_WEIGHT = 3.0
 CENTRE_RADIUS = 3.0  # strides, where the centre prior's cost is 1
@@ -79,16 +80,19 @@ class RTMDetLoss:
             raise ValueError(f"loss {kind!r} is not one of {', '.join(LOSSES)}")
         self.kind = kind
 
-    def __call__(self, network: nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(
+        self, network: nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor], total: Total = itself
+    ) -> torch.Tensor:
         """Forward and loss.
 
         Args:
             network: `midog.models.rtmdet.RTMDet` of one class.
             images: float (N, 3, H, W) in [0, 1].
             truths: list over images of float (K, 4) px.
+            total: of a count, over the whole batch that these images are a part of.
 
         Returns:
-            scalar.
+            scalar, these images' part of the batch's loss.
         """
         boxes, logits = network(images)
         boxes, logits = boxes.float().transpose(1, 2), logits[:, 0].float()
@@ -109,7 +113,7 @@ class RTMDetLoss:
             classes = ((quality - logits.sigmoid()).abs() ** GAMMA * entropy).sum()
             sides = generalized_box_iou_loss(found, theirs)
             weights = quality[positive]
-        return (classes + BOX_LOSS_WEIGHT * (sides * weights).sum()) / weights.sum().clamp_min(1)
+        return (classes + BOX_LOSS_WEIGHT * (sides * weights).sum()) / total(weights.sum()).clamp_min(1)
 
 
 def paired_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -39,13 +39,37 @@ class Processes:
         """Whether this is the process that validates and writes."""
         return self.rank == 0
 
-    def mean(self, value: float) -> float:
-        """The mean of a value over the processes."""
+    def sum(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of a scalar over the processes."""
         if self.world == 1:
-            return value
-        together = torch.tensor(value, device=_group_device())
+            return part
+        together = part.detach().clone().to(_group_device())
         torch.distributed.all_reduce(together)
-        return together.item() / self.world
+        return together.to(part.device)
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, in their order: (N, ...) of any N -> (sum of N, ...)."""
+        if self.world == 1:
+            return rows
+        counts = self._counts(len(rows))
+        padded = rows.new_zeros(max(counts), *rows.shape[1:]).to(_group_device())
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
+
+    def before(self, count: int) -> int:
+        """How many rows the processes before this one have.
+
+        Args:
+            count: this one's.
+        """
+        return sum(self._counts(count)[: self.rank]) if self.world > 1 else 0
+
+    def _counts(self, count: int) -> list[int]:
+        counts = [torch.zeros((), dtype=torch.int64, device=_group_device()) for _ in range(self.world)]
+        torch.distributed.all_gather(counts, torch.tensor(count, device=_group_device()))
+        return [int(each) for each in counts]
 
     def first(self, value: bool) -> bool:
         """The first process's value, in all of them."""

@@ -18,13 +18,14 @@ from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
 from midog.system import Classifier, Fraction, NotNegative, Positive, Pretrained
 from resources.data.fields import Field, is_crop
-from resources.train.kit.augment import Augmentation, augment
+from resources.train.kit.augment import Augmentation, Draws, augment
 from resources.train.kit.loop import training_precision
 from resources.train.kit.losses import contrastive_loss, focal_loss
 from resources.train.kit.pretrained import load_start
 from resources.train.kit.proposals import Proposals
 from resources.train.kit.recipes import Count, LoopRecipe
-from resources.train.kit.run import Processes, StateDict, seed_everything
+from resources.train.kit.run import StateDict, seed_everything
+from resources.train.kit.whole import WholeBatch
 from resources.train.kit.workers import batches_of
 
 MARGIN = 2.0  # of a crop's side over what the network sees, for turning and shifting
@@ -83,12 +84,13 @@ def start_classifier(
 
 
 class Batch(NamedTuple):
-    """Normalised crops (N, 3, S, S), their targets in [0, 1] (N,), labels int64 (N,), and which are blends (N,)."""
+    """Normalised crops (N, 3, S, S), targets in [0, 1] (N,), labels int64 (N,), which are blends (N,); the step."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
     labels: torch.Tensor
     mixed: torch.Tensor
+    step: int
 
 
 class Candidates(NamedTuple):
@@ -109,7 +111,6 @@ class CandidateTask:
         recipe: `CandidateRecipe`.
         training, validation: `Candidates`.
         device: torch.device.
-        processes: of torchrun.
     """
 
     criterion, highest = "validation_f1", True
@@ -122,7 +123,6 @@ class CandidateTask:
         training: Candidates,
         validation: Candidates,
         device: torch.device,
-        processes: Processes,
     ) -> None:
         self.network, self.part, self.recipe, self.training, self.validation = (
             network,
@@ -132,8 +132,8 @@ class CandidateTask:
             validation,
         )
         self.truths = sum(len(each.figures) for each in validation.fields)  # proposed or not
-        self.device, self.processes = device, processes
-        self.steps_an_epoch, self.accumulate = recipe.steps_an_epoch, recipe.accumulate
+        self.device = device
+        self.steps_an_epoch, self.portions = recipe.steps_an_epoch, [range(recipe.batch)]
         self.normalisation = normalisation(network)
         proposals = training.proposals
         domains = domains_of(training.fields)[proposals.fields]
@@ -146,35 +146,54 @@ class CandidateTask:
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Drawn and changed crops, from a step on."""
-        numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
-        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
-        for number, batch in zip(numbers, made, strict=True):
-            seed_everything(self.recipe.seed, number, self.processes.rank)  # of what the network drops
-            yield Batch(*(each.to(self.device, non_blocking=True) for each in batch))
+        count = len(self.portions)
+        numbers = range(step * count, self.recipe.epochs * self.steps_an_epoch * count)
+        yield from batches_of(self._drawn, numbers, self.device.type == "cuda")
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The same."""
+        tensors = {name: getattr(batch, name) for name in ("inputs", "targets", "labels", "mixed")}
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
+        return batch._replace(**moved)
 
     def _drawn(self, number: int) -> Batch:
-        """The crops of a forward: its part of those of a step, which are drawn alike in all processes."""
-        recipe, rank, world = self.recipe, self.processes.rank, self.processes.world
-        step, part = divmod(number, self.accumulate)
-        seed_everything(recipe.seed, step)
-        drawn = torch.multinomial(self.chances, min(recipe.batch, len(self.chances)), replacement=False)
-        chosen = drawn[part * world + rank :: self.accumulate * world]
-        seed_everything(recipe.seed, number, rank)
-        labels = self.training.proposals.labels[chosen]
-        images = torch.stack([self._cut(each) for each in chosen.tolist()])
-        for change in self.colours:
-            images = torch.stack([change(image) for image in images])
-        images = images.float() / 255
-        blank = images.new_zeros(len(images), 1, *images.shape[2:])
-        images, _ = augment(images, blank, 1 / MARGIN, self.part.input_px, recipe.augmentation)
-        mixed = torch.rand(len(images)) < recipe.mixup
-        weight = torch.where(mixed, torch.rand(len(images)), 1.0)
-        other = torch.randperm(len(images))
-        images = weight[:, None, None, None] * images + (1 - weight[:, None, None, None]) * images[other]
-        targets = weight * labels.float() + (1 - weight) * labels.float()[other]
+        """The crops of a forward: its portion of those of a step, which are drawn alike in all processes."""
+        recipe = self.recipe
+        step, forward = divmod(number, len(self.portions))
+        (random,) = Draws([(recipe.seed, step)]).generators
+        few = len(self.chances) < recipe.batch
+        drawn = torch.multinomial(self.chances, recipe.batch, replacement=few, generator=random)
+        places = [*self.portions[forward]]
+        draws = Draws((recipe.seed, step, each, "blend") for each in places)
+        mixed, weight = draws.chance(recipe.mixup), draws.uniform() / 2 + 0.5
+        others = [int((each + 1) / 2 * recipe.batch) for each in draws.uniform().tolist()]  # of the whole batch
+        labels = self.training.proposals.labels[drawn]
+        images, targets = self._changed(step, drawn, places), labels[places].float()
+        if mixed.any():
+            blended = mixed.nonzero()[:, 0].tolist()
+            theirs = [others[each] for each in blended]
+            kept = weight[mixed]
+            images[mixed] = images[mixed].lerp(self._changed(step, drawn, theirs), (1 - kept)[:, None, None, None])
+            targets[mixed] = targets[mixed].lerp(labels[theirs].float(), 1 - kept)
         targets = targets + recipe.label_smoothing * (0.5 - targets)
-        images = erase(images, recipe.erase)
-        return Batch(normalise(images, *self.normalisation), targets, labels, mixed)
+        if recipe.erase:
+            seeds = ((recipe.seed, step, each, "erase") for each in places)
+            images = torch.stack([erased(*each, recipe.erase) for each in zip(images, seeds, strict=True)])
+        return Batch(normalise(images, *self.normalisation), targets, labels[places], mixed, step)
+
+    def _changed(self, step: int, drawn: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        """Crops of a step, each changed alike in whatever forward it is: float (N, 3, S, S) in [0, 1]."""
+        crops = []
+        for place in places:
+            crop = self._cut(int(drawn[place]))
+            seed_everything(self.recipe.seed, step, place)
+            for change in self.colours:
+                crop = change(crop)
+            crops.append(crop)
+        images = torch.stack(crops).float() / 255
+        blank = images.new_zeros(len(images), 1, *images.shape[2:])
+        draws = Draws((self.recipe.seed, step, each) for each in places)
+        return augment(images, blank, 1 / MARGIN, self.part.input_px, self.recipe.augmentation, draws)[0]
 
     def _cut(self, number: int) -> torch.Tensor:
         """uint8 (3, S, S), `MARGIN` times what the network sees."""
@@ -187,16 +206,19 @@ class CandidateTask:
         """The crops."""
         return batch.inputs
 
-    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch, whole: WholeBatch) -> torch.Tensor:
         """Equations 1 to 3."""
         recipe = self.recipe
         with training_precision(self.device, recipe):
             features, logits = features_and_logits(network, batch.inputs)
-        loss = focal_loss(logits, batch.targets, recipe.gamma, recipe.alpha_mitotic, recipe.alpha_background)
+        alphas = recipe.alpha_mitotic, recipe.alpha_background
+        loss = focal_loss(logits, batch.targets, recipe.gamma, *alphas, whole.total)
         if recipe.contrastive_weight:
-            whole = ~batch.mixed  # a blend has no class
-            contrast = contrastive_loss(features[whole], batch.labels[whole], recipe.temperature)
-            loss = loss + recipe.contrastive_weight * contrast
+            pure = ~whole.rows(batch.mixed)  # a blend has no class
+            features, labels = whole.rows(features.float())[pure], whole.rows(batch.labels)[pure]
+            (partners,) = Draws([(recipe.seed, batch.step, "partners")]).generators
+            contrast = contrastive_loss(features, labels, recipe.temperature, partners)
+            loss = loss + recipe.contrastive_weight * whole.share(contrast)
         return loss
 
     def validate(self, member: nn.Module) -> dict[str, float]:
@@ -258,9 +280,7 @@ def features_and_logits(network: nn.Module, images: torch.Tensor) -> tuple[torch
     return head(maps, pre_logits=True), head(maps)[:, 0]
 
 
-def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
-    """Erase a rectangle of .02 to .15 of some images of a batch."""
-    if not probability:
-        return images
-    drop = v2.RandomErasing(p=probability, scale=(0.02, 0.15))
-    return torch.stack([drop(image) for image in images])
+def erased(image: torch.Tensor, seed: object, probability: float) -> torch.Tensor:
+    """An image (3, S, S) in which a rectangle of .02 to .15 of it may be erased, always the same by its seed."""
+    seed_everything(seed)
+    return v2.RandomErasing(p=probability, scale=(0.02, 0.15))(image)

@@ -18,12 +18,13 @@ from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
 from midog.system import CROP_UM, Classifier, NotNegative, Pretrained
 from resources.data.crops import Crops
-from resources.train.kit.augment import Augmentation, augment
+from resources.train.kit.augment import Augmentation, Draws, augment
 from resources.train.kit.loop import training_precision
 from resources.train.kit.losses import mask_loss, soft_binary_loss, subclass_loss
 from resources.train.kit.pretrained import load_start
 from resources.train.kit.recipes import LoopRecipe
-from resources.train.kit.run import Processes, StateDict, seed_everything
+from resources.train.kit.run import StateDict, seed_everything
+from resources.train.kit.whole import WholeBatch
 from resources.train.kit.workers import batches_of
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,6 @@ class AtypicalTask:
         fold: to hold out; part of every seed.
         start: weights that the network starts from, or None.
         device: torch.device.
-        processes: of torchrun.
     """
 
     criterion, highest = "validation_loss", False
@@ -181,14 +181,13 @@ class AtypicalTask:
         fold: int,
         start: StateDict | None,
         device: torch.device,
-        processes: Processes,
     ) -> None:
         self.part, self.recipe, self.crops, self.fold = part, recipe, crops, fold
-        self.device, self.processes = device, processes
+        self.device = device
         self.training = np.flatnonzero((numbers != fold) & (numbers >= 0))
         self.held_out = np.flatnonzero(numbers == fold)
         self.steps_an_epoch = max(1, len(self.training) // recipe.batch)
-        self.accumulate = recipe.accumulate
+        self.portions = [range(recipe.batch)]
         seed_everything(recipe.seed, "start", fold)
         trainee = Trainee(part, len(subclass_names(crops, recipe)), recipe.mask_weight > 0)
         if start:
@@ -202,43 +201,45 @@ class AtypicalTask:
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Changed crops, each once an epoch, from a step on."""
-        numbers = range(step * self.accumulate, self.recipe.epochs * self.steps_an_epoch * self.accumulate)
-        made = batches_of(self._drawn, numbers, self.device.type == "cuda")
-        for number, (inputs, masks, chosen) in zip(numbers, made, strict=True):
-            seed_everything(self.recipe.seed, self.fold, number, self.processes.rank)  # of what the network drops
-            yield Batch(inputs.to(self.device), masks.to(self.device), chosen)
+        count = len(self.portions)
+        numbers = range(step * count, self.recipe.epochs * self.steps_an_epoch * count)
+        yield from batches_of(self._drawn, numbers, self.device.type == "cuda")
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The same; what the losses want of each crop stays on the host until they do."""
+        return Batch(batch.inputs.to(self.device), batch.masks.to(self.device), batch.chosen)
 
     def _drawn(self, number: int) -> Batch:
-        """The crops of a forward; every process takes its part of them."""
-        recipe, processes = self.recipe, self.processes
-        epoch, place = divmod(number, self.steps_an_epoch * self.accumulate)
+        """The crops of a forward: its portion of those of a step."""
+        recipe = self.recipe
+        step, forward = divmod(number, len(self.portions))
+        epoch, place = divmod(step, self.steps_an_epoch)
         random = np.random.default_rng((recipe.seed, self.fold, epoch))
-        order = torch.from_numpy(random.permutation(self.training))
-        count = recipe.batch // self.accumulate
-        chosen = order[place * count : (place + 1) * count][processes.rank :: processes.world]
-        seed_everything(recipe.seed, self.fold, number, processes.rank)
+        order = torch.from_numpy(random.permutation(self.training))[place * recipe.batch : (place + 1) * recipe.batch]
+        chosen = order[self.portions[forward].start : self.portions[forward].stop]
         images, masks = self.crops.images[chosen].float() / 255, self.crops.masks[chosen].float()
         fraction = self.part.field_um / CROP_UM
-        images, masks = augment(images, masks, fraction, self.part.input_px, recipe.augmentation)
+        draws = Draws((recipe.seed, self.fold, epoch, each) for each in chosen.tolist())
+        images, masks = augment(images, masks, fraction, self.part.input_px, recipe.augmentation, draws)
         return Batch(normalise(images, *self.normalisation), masks, chosen)
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The crops."""
         return batch.inputs
 
-    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, network: nn.Module, batch: Batch, whole: WholeBatch) -> torch.Tensor:
         """Binary cross entropy, and the auxiliary losses that the recipe has."""
         recipe, crops, chosen = self.recipe, self.crops, batch.chosen
         targets = (crops.votes if recipe.labels == "votes" else crops.labels.float())[chosen].to(self.device)
         with training_precision(self.device, recipe):
             logits, mask_logits = (self.fused if network is self.network else network)(batch.inputs)
-        loss = soft_binary_loss(logits[:, 0], targets)
+        loss = soft_binary_loss(logits[:, 0], targets, whole.total)
         if logits.shape[1] > 1:
             fractions = crops.subclasses[chosen].to(self.device)
-            loss = loss + recipe.subclass_weight * subclass_loss(logits[:, 1:], fractions)
+            loss = loss + recipe.subclass_weight * subclass_loss(logits[:, 1:], fractions, whole.total)
         if mask_logits is not None:
             masked = crops.masked[chosen].to(self.device)
-            loss = loss + recipe.mask_weight * mask_loss(mask_logits, batch.masks, masked)
+            loss = loss + recipe.mask_weight * mask_loss(mask_logits, batch.masks, masked, whole.total)
         return loss
 
     def validate(self, member: nn.Module) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from midog.models.yolo11 import BINS, STRIDES, YOLO11, Detect
+from resources.train.kit.whole import Total, itself
 
 GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}  # Ultralytics' defaults
 BOX_BIAS = 2.0
@@ -28,6 +29,8 @@ def prepare_yolo11(network: nn.Module) -> None:
 
 class YOLO11Loss:
     """Task-aligned assignment, binary cross entropy, CIoU and distribution focal loss; the sum over a batch's images.
+
+    Ultralytics divides by a forward's class targets, and multiplies by its images: here both are the whole batch's.
 
     Forward: as `resources.train.kit.detector.Loss`.
     """
@@ -48,11 +51,14 @@ class YOLO11Loss:
         self.kind = v8DetectionLoss
         self.criterion: v8DetectionLoss | None = None
 
-    def __call__(self, network: nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(
+        self, network: nn.Module, images: torch.Tensor, truths: Sequence[torch.Tensor], total: Total = itself
+    ) -> torch.Tensor:
         assert isinstance(network, YOLO11)
         distances, logits, maps = network.branches(images)
         if self.criterion is None or self.criterion.device != images.device:
             self.criterion = self.kind(_Described(images.device))
+            self.criterion.assigner.register_forward_hook(self._note_targets)
         height, width = images.shape[2:]
         corners = torch.cat(list(truths)) / images.new_tensor([width, height, width, height])
         batch = {
@@ -65,7 +71,11 @@ class YOLO11Loss:
         batch = {name: value.to(images.device) for name, value in batch.items()}
         outputs = {"boxes": distances.float(), "scores": logits.float(), "feats": maps}
         with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell corners apart
-            return self.criterion(outputs, batch)[0].sum()
+            own = self.criterion(outputs, batch)[0].sum() / len(images) * self.targets.clamp_min(1)
+        return own * total(images.new_tensor(len(images))) / total(self.targets).clamp_min(1)
+
+    def _note_targets(self, assigner: nn.Module, given: object, assigned: tuple[torch.Tensor, ...]) -> None:
+        self.targets = assigned[2].sum()  # of class, over all points
 
 
 class _Described(nn.Module):
