@@ -21,7 +21,7 @@ from resources.train.kit import loop
 from resources.train.kit.detector import DetectorRecipe
 from resources.train.kit.loop import NORM_BATCHES, Loop, learning_rate_at, training_precision
 from resources.train.kit.recipes import LoopRecipe, read_plan
-from resources.train.kit.run import load_checkpoint
+from resources.train.kit.run import Processes, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,6 +278,35 @@ def test_forwards_are_halved_until_they_fit_and_a_step_stays_the_same(tmp_path, 
         f"{4 // count * 2} forwards a step from here on"
         for count in (4, 2)
     ]
+
+
+def test_a_memory_that_runs_out_late_leaves_the_steps_before_as_they_were(tmp_path, caplog):
+    """At the fifth step and on: something else took the rest."""
+    task = Points(RECIPE)
+    task.network[1] = nn.Identity()
+    loss = task.loss
+
+    def late(network, batch, whole):
+        task.fit = 2 if task.step >= 4 else math.inf
+        return loss(network, batch, whole)
+
+    task.loss = late
+    late_weights = Loop(task, RECIPE, tmp_path, CPU).run()
+    whole = Points(RECIPE)
+    whole.network[1] = nn.Identity()
+    (tmp_path / "whole").mkdir()
+    for name, value in Loop(whole, RECIPE, tmp_path / "whole", CPU).run()[0].items():
+        torch.testing.assert_close(late_weights[0][name], value, rtol=0, atol=1e-6)
+    assert task.seen == whole.seen
+    assert len(task.portions) == 2
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 1
+
+
+def test_one_of_several_processes_whose_memory_runs_out_says_how_to_go_on(tmp_path):
+    learning = Loop(Points(RECIPE), RECIPE, tmp_path, CPU)
+    learning.processes = Processes(0, 2)
+    with pytest.raises(UserError, match="too small for 4 images a forward; go on with --resume --micro-batch 2, or"):
+        learning._halve_forwards(10_000)
 
 
 def test_a_memory_too_small_for_one_image_is_one_line(tmp_path):
