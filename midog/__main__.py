@@ -19,6 +19,7 @@ TRAININGS = (
     "rtmdet",
     "focasnet",
     "centernet",
+    "torchvision_detector",
     "candidates",
     "folds",
     "two_stages",

@@ -100,7 +100,7 @@ class Detector(_Strict, frozen=True):
         overlap: of neighbouring tiles, a fraction of the side.
         um_per_px: what it was trained at; images further off than 10 % are resampled for it.
         box_um: side of the box that a figure has.
-        score_threshold: the least score of a candidate; weighted box fusion may take it lower.
+        score_threshold: the least score of a candidate; of several networks or views that are fused, of the fused one.
         nms_iou: of two boxes in a tile that overlap more, one stays; of several networks or views, they are fused. Maps
             have no use for it.
         merge: `Merge`, across tiles.
@@ -110,6 +110,7 @@ class Detector(_Strict, frozen=True):
         precision: "auto" is half precision where the device has it, boxes and scores always decoded in float32.
         members: none in a recipe.
         calibration: of the score, where no classifier follows.
+        stain_normalisation: of the slide, for the classifier too: "macenko" as `midog.images.stain` does it.
     """
 
     network: str
@@ -126,6 +127,7 @@ class Detector(_Strict, frozen=True):
     precision: Precision = "auto"
     members: tuple[Weights, ...] = ()
     calibration: Calibration = Calibration()
+    stain_normalisation: Literal["none", "macenko"] = "none"
 
 
 class Classifier(_Strict, frozen=True):

@@ -70,8 +70,10 @@ def test_a_figure_found_in_two_tiles_is_one():
 
 
 def fused_by_definition(found, least_iou):
-    """Weighted box fusion as the paper lists it: clusters in a list, every fused box compared."""
+    """Weighted box fusion as the paper lists it: clusters in a list, every fused box compared; the score of a cluster
+    is the mean over the lists of the best that each has in it."""
     boxes, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+    lists = [number for number, (each, _) in enumerate(found) for _ in each]
     clusters, fused = [], np.zeros((0, 4))
     for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], *boxes[i][[1, 0, 2, 3]])):
         overlaps = iou(boxes[[index]], fused)[0]
@@ -84,8 +86,8 @@ def fused_by_definition(found, least_iou):
             fused = np.concatenate([fused, boxes[[index]]])
         if scores[clusters[number]].any():
             fused[number] = np.average(boxes[clusters[number]], 0, scores[clusters[number]])
-    shares = [min(len(each), len(found)) / len(found) for each in clusters]
-    scores = [scores[each].mean() * share for each, share in zip(clusters, shares, strict=True)]
+    best = [{lists[index]: scores[index] for index in reversed(each)} for each in clusters]
+    scores = [sum(each.values()) / len(found) for each in best]
     return sorted(zip(np.array(scores, np.float32), fused.astype(np.float32).tolist(), strict=True))
 
 
@@ -116,7 +118,7 @@ def test_the_order_of_what_is_fused_does_not_matter(found, random):
     [
         ([[(0, 12, 0.8)], [(3, 15, 0.4)]], [(1, 13, 0.6)]),  # weighed 2 to 1; IoU 9 / 15
         ([[(0, 12, 0.8)], []], [(0, 12, 0.4)]),  # one of two
-        ([[(0, 12, 0.8)], [(0, 12, 0.4), (0, 12, 0.6)]], [(0, 12, 0.6)]),  # three by two lists count as two
+        ([[(0, 12, 0.8)], [(0, 12, 0.4), (0, 12, 0.6)]], [(0, 12, 0.7)]),  # a list's best one counts
         ([[(0, 12, 0.8)], [(5, 17, 0.4)]], [(0, 12, 0.4), (5, 17, 0.2)]),  # IoU 7 / 17
         # the second moves the fused box to (2, 14), so that the third, with (0, 12) at 7 / 17, reaches it at 9 / 15
         ([[(0, 12, 0.8)], [(4, 16, 0.8)], [(5, 17, 0.4)]], [(2.6, 14.6, 2 / 3)]),

@@ -22,7 +22,7 @@ from midog.engine.boxes import merge_near
 from midog.engine.classifier import NetworkClassifier, classify
 from midog.engine.detector import (
     AveragedNetwork,
-    DetectorViews,
+    DetectorView,
     FusedDetector,
     NetworkDetector,
     find_candidates,
@@ -30,6 +30,7 @@ from midog.engine.detector import (
     prefetch,
 )
 from midog.engine.two_stages import SystemDetector, cut_candidate, with_score
+from midog.engine.views import VIEWS
 from midog.engine.weights import fold_batch_norms
 from midog.errors import UserError
 from midog.images.slide import ArraySlide, open_slide
@@ -200,7 +201,9 @@ def test_members_and_views_are_joined(tmp_path, pixels, views, fusion):
     if fusion == "average":
         expected = NetworkDetector(AveragedNetwork(networks), 0.6, 0.3)
     else:
-        expected = DetectorViews(FusedDetector([NetworkDetector(each, 0.6, 0.3) for each in networks], 0.3), views, 0.3)
+        detectors = [NetworkDetector(each, 0.6, 0.3, lists=4) for each in networks]
+        seen = [DetectorView(detector, view) for view in VIEWS[views] for detector in detectors]
+        expected = FusedDetector(seen, 0.3, 0.6)
     with torch.inference_mode():
         (got,) = load_detector(load_system(tmp_path / "joined"), CPU, 0.6)(tiles)
         (wanted,) = expected(tiles)

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from midog.engine.detector import AveragedNetwork, DetectorViews, FusedDetector
-from midog.engine.views import boxes_from_view, dihedral
+from midog.engine import detector as engine
+from midog.engine.detector import AveragedNetwork, DetectorView, FusedDetector, NetworkDetector, detector_of
+from midog.engine.views import VIEWS, boxes_from_view, dihedral
 from midog.engine.weights import fold_batch_norms
 from midog.models.rtmdet import RTMDet
+from midog.system import Detector, Merge
 
 
 def painted(box, height, width):
@@ -48,7 +50,7 @@ def test_what_is_the_same_in_every_view_is_found_once(count):
 
     boxes = [(3, 4, 30, 11), (40, 20, 59, 25)]
     tiles = torch.cat([painted(box, 40, 60) for box in boxes])
-    found = DetectorViews(detector, count, 0.5)(tiles)
+    found = FusedDetector([DetectorView(detector, view) for view in VIEWS[count]], 0.5)(tiles)
     assert len(set(seen)) == count * len(tiles)
     for box, (got, scores) in zip(boxes, found, strict=True):
         assert got.tolist() == [list(box)]
@@ -66,6 +68,84 @@ def test_detectors_are_fused_tile_by_tile():
     for (boxes, scores), expected in zip(FusedDetector([white_rectangle, unsure], 0.5)(tiles), (0.4, 0.6), strict=True):
         assert boxes.tolist() == [[3, 4, 30, 11]]
         np.testing.assert_allclose(scores, [expected], rtol=1e-6)
+
+
+class BrightCells(nn.Module):
+    """Every cell of 8 px is a box of 20 px about it, with the cell's brightness as its score."""
+
+    def forward(self, tiles):
+        scores = torch.nn.functional.avg_pool2d(tiles[:, :1], 8)
+        y, x = torch.meshgrid(*(8 * torch.arange(side) + 3.5 for side in scores.shape[2:]), indexing="ij")
+        centres = torch.stack([x, y]).flatten(1)
+        boxes = torch.cat([centres - 10, centres + 10])
+        return boxes.expand(len(tiles), 4, -1), torch.logit(scores.flatten(2), eps=1e-6)
+
+
+def part_of(**changes):
+    """A system's detector; of it, what joins members and views."""
+    fixed = {"network": "rtmdet", "options": {}, "tile": (64, 64), "overlap": 0.0, "um_per_px": 0.25, "nms_iou": 0.3}
+    return Detector(**fixed, score_threshold=0.3, merge=Merge(distance_um=7.5), **changes)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_the_same_answer_in_every_view_is_the_answer_of_one(seed):
+    """Boxes and scores, of crowded figures above and below the threshold alike."""
+    brightness = np.zeros((8, 12), np.float32)
+    brightness[2:-2, 2:-2] = np.random.default_rng(seed).random((4, 8))
+    tiles = torch.from_numpy(brightness.repeat(8, 0).repeat(8, 1)).expand(1, 3, -1, -1)
+    ((boxes, scores),) = detector_of([BrightCells()], part_of(), 0.3)(tiles)
+    for views in (2, 4, 8):
+        for members, fusion in ((1, "average"), (3, "average"), (3, "weighted_box_fusion")):
+            part = part_of(views=views, fusion=fusion)
+            ((fused, fused_scores),) = detector_of([BrightCells()] * members, part, 0.3)(tiles)
+            np.testing.assert_allclose(fused_scores, scores, rtol=1e-4)
+            np.testing.assert_allclose(fused, boxes, atol=1e-2)
+
+
+class Told(nn.Module):
+    """A network that finds one box, as likely as it is told from call to call."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.logits = iter(torch.logit(torch.tensor(probabilities)))
+
+    def forward(self, tiles):
+        return torch.tensor([[[20.0], [20.0], [44.0], [44.0]]]), next(self.logits).view(1, 1, 1)
+
+
+@given(st.data(), st.sampled_from([2, 4, 8]), st.floats(0.05, 0.95), st.floats(0.05, 0.9))
+@settings(deadline=None)
+def test_scores_that_differ_from_view_to_view_are_fused_to_their_mean(data, views, mean, threshold):
+    reach = min(mean, 1 - mean) - 0.01
+    up = data.draw(st.lists(st.floats(0, reach), min_size=views // 2, max_size=views // 2))
+    told = data.draw(st.permutations([mean + sign * each for each in up for sign in (1, -1)]))
+    part = part_of(views=views)
+    ((boxes, scores),) = detector_of([Told(told)], part, threshold)(torch.zeros(1, 3, 64, 64))
+    left_out = threshold / views
+    if len(boxes):
+        assert mean - left_out - 1e-5 < scores[0] < mean + 1e-5
+        assert scores[0] >= np.float32(threshold)
+    else:
+        assert mean < threshold + left_out + 1e-5
+
+
+def test_a_figure_that_half_of_the_views_doubt_keeps_what_they_say():
+    """.5 and .1 four times each: .3, where a threshold of .2 in each view would make it .25."""
+    ((_, scores),) = detector_of([Told([0.5, 0.1] * 4)], part_of(views=8), 0.2)(torch.zeros(1, 3, 64, 64))
+    np.testing.assert_allclose(scores, [0.3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.1, 3), (0.5, 8)])
+def test_of_weak_candidates_a_view_takes_the_best_and_of_others_all(probability, expected, monkeypatch):
+    monkeypatch.setattr(engine, "WEAK_CANDIDATES", 3)
+    network, corners = nn.Module(), 8 * torch.arange(8.0)
+    boxes = torch.stack([corners, corners, corners + 7, corners + 7])[None]
+    logits = torch.logit(torch.linspace(probability, probability + 0.01, 8)).view(1, 1, 8)
+    network.forward = lambda tiles: (boxes, logits)
+    ((found, scores),) = NetworkDetector(network, 0.4, 0.5, lists=8)(torch.zeros(1, 3, 64, 64))
+    assert len(found) == expected
+    assert scores.max() == pytest.approx(probability + 0.01)
 
 
 def test_boxes_and_probabilities_are_averaged_place_by_place():

@@ -16,6 +16,7 @@ from PIL import Image
 from midog.detections import Detections
 from midog.errors import UserError
 from midog.images.slide import ArraySlide, Slide, at_spacing
+from midog.images.stain import stain_normalised
 from midog.system import load_system
 from resources.data import on_demand
 from resources.data.fields import Field, decoded_px, is_crop, read_fields
@@ -100,6 +101,33 @@ def test_broken_tables(folder, name, old, new, words):
         read_fields([folder])
 
 
+def with_boxes(folder, *boxes):
+    """The folder's table of figures with x0, y0, x1, y1 of its rows."""
+    path = folder / "figures.csv"
+    first, *rows = path.read_text().splitlines()
+    rows = [f"{row},{box}" for row, box in zip(rows, boxes, strict=True)]
+    path.write_text("\n".join([f"{first},x0,y0,x1,y1", *rows, ""]))
+
+
+def test_figures_have_the_boxes_of_their_table(folder):
+    with_boxes(folder, "20,50,44,70", ",,,", "1,1,17,17", ",,,", "190,50,212,70")
+    one, two, three = read_fields([folder])
+    assert one.figure_boxes.tolist() == [[20, 50, 44, 70]]
+    assert two.figure_boxes.shape == (1, 4)
+    assert np.isnan(two.figure_boxes).all()
+    assert three.figure_boxes.shape == (0, 4)
+    finer = two.at(0.25)
+    assert np.isnan(finer.figure_boxes).all()
+    np.testing.assert_allclose(one.at(0.13).figure_boxes, [[40.5, 100.5, 88.5, 140.5]], atol=1e-4)
+
+
+@pytest.mark.parametrize("box", ["20,50,20,70", "20,,44,70", "44,50,20,70", "a,50,44,70"])
+def test_half_a_box_is_refused(folder, box):
+    with_boxes(folder, "20,50,44,70", box, ",,,", ",,,", ",,,")
+    with pytest.raises(UserError, match=r"figures.csv: line 3: box .*: x0, y0, x1, y1 with x0 < x1 and y0 < y1"):
+        read_fields([folder])
+
+
 def test_labels_for_an_image_of_another_size_are_refused(folder):
     """Their coordinates would be those of other places."""
     path = folder / "images.csv"
@@ -143,6 +171,21 @@ def test_a_field_at_another_spacing_shows_its_cells_where_it_has_them(um_per_px)
         np.testing.assert_allclose(seen.points_mm(others), field.points_mm(own), atol=1e-6)
         np.testing.assert_allclose(seen.in_file(others), own + corner, atol=1e-3)
         np.testing.assert_allclose(seen.from_file(own + corner), others, atol=1e-3)
+
+
+def test_a_field_has_the_colours_that_inference_sees(caplog):
+    amounts = np.random.default_rng(0).uniform(0, 0.6, (120, 160, 2))
+    pixels = (255 * 10 ** -(amounts @ [[0.6, 0.7, 0.3], [0.1, 0.9, 0.3]])).astype(np.uint8)
+    slide, places = ArraySlide(pixels, (0.5, 0.5)), np.array([(40, 30)], np.float32)
+    field = Field("a.png", "a", "set", slide, places)
+    assert field.normalised("none") is field
+    seen = field.normalised("macenko").at(0.25)
+    expected = at_spacing(stain_normalised(slide), 0.25)
+    np.testing.assert_array_equal(seen.read(30, 40, 50, 60), expected.read(30, 40, 50, 60))
+    assert seen.figures.tolist() == [[80.5, 60.5]]
+    pale = Field("pale.png", "a", "set", ArraySlide(np.full((90, 90, 3), 240, np.uint8)))
+    assert pale.normalised("macenko") is pale
+    assert [each.getMessage()[:18] for each in caplog.records] == ["pale.png, 90 x 90 "]
 
 
 # --- any number of files ------------------------------------------------------------
@@ -372,7 +415,7 @@ def test_a_bad_image_ends_a_training_in_one_line_that_names_it(data, tmp_path, d
         Image.fromarray(pixels).save(made / f"fields/{number}.jpg", quality=90)
     path = made / "fields/0.jpg"
     change = ["training.detector.epochs=1", "training.detector.steps_an_epoch=2", "training.detector.batch=2"]
-    change += ["training.detector.accumulate=1", f"training.detector.tile=[{320 if damage == 'too_small' else 64},64]"]
+    change += [f"training.detector.tile=[{320 if damage == 'too_small' else 64},64]"]
     said = ["--data", f"{made}/fields:case0", "--validation", f"{made}/fields:case1", "--pretrained", "none"]
     said += ["--system", "rtmdet_tiny", "--out", str(tmp_path / "out"), "--device", "cpu", "--set", *change]
     if damage == "truncated":

@@ -64,6 +64,8 @@ def test_number_of_parameters_of_the_parts_that_the_published_code_has_too():
         assert parameters(head) - parameters(head.anchor_class) - parameters(head.anchor_box) == 4_732_165
         without, attention = (parameters(ResNet(50, 4, cbam, group_norm=True)) for cbam in (False, True))
         assert attention - without == 2_516_512
+        assert parameters(ResNet("resnext50", 4, cbam=False, group_norm=True)) == 22_979_904
+        assert parameters(Head(256, 4, hybrid=True, anchor_based=False)) == 4_732_165
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_number_of_parameters_of_the_parts_that_the_published_code_has_too():
         ({"group_norm": False}, 38_857_874),
         ({"cbam": False}, 36_341_362),
         ({"cbam": False, "group_norm": False, "hybrid": False}, 36_329_837),
+        ({"backbone": "resnext50", "anchor_based": False}, 38_226_021),  # the published code's
         ({"backbone": 18, "levels": 3, "width": 96, "depth": 2}, 11_975_170),
         ({"backbone": 18, "levels": 2, "width": 96, "depth": 2}, 3_383_422),
     ],
@@ -83,8 +86,10 @@ def test_number_of_parameters(options, expected):
 
 
 def test_options_that_cannot_be_built():
-    with pytest.raises(ValueError, match="18, 50"):
+    with pytest.raises(ValueError, match="18, 50, resnext50"):
         FoCasNet(backbone=34)
+    with pytest.raises(ValueError, match="no branch"):
+        FoCasNet(18, hybrid=False, anchor_based=False)
     with pytest.raises(ValueError, match="at least one level"):
         FoCasNet(18, levels=0)
 
@@ -123,19 +128,20 @@ def test_standardised_filters_by_hand():
     torch.testing.assert_close(convolution(x).flatten(), torch.tensor([7.0, 7.0]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("backbone", [18, 50, "resnext50"])
 @pytest.mark.parametrize("group_norm", [False, True])
 @torch.no_grad()
-def test_the_same_maps_as_timms(depth, group_norm):
+def test_the_same_maps_as_timms(backbone, group_norm):
     from timm.models import resnet
 
-    block, layers = {18: (resnet.BasicBlock, (2, 2, 2, 2)), 50: (resnet.Bottleneck, (3, 4, 6, 3))}[depth]
-    norm = "groupnorm" if group_norm else "batchnorm2d"
-    theirs = resnet.ResNet(block, layers, num_classes=0, norm_layer=norm, zero_init_last=False).double().eval()
+    block, layers = (resnet.BasicBlock, (2, 2, 2, 2)) if backbone == 18 else (resnet.Bottleneck, (3, 4, 6, 3))
+    groups = {"cardinality": 32, "base_width": 4} if backbone == "resnext50" else {}
+    options = groups | {"norm_layer": "groupnorm" if group_norm else "batchnorm2d", "zero_init_last": False}
+    theirs = resnet.ResNet(block, layers, num_classes=0, **options).double().eval()
     for name, parameter in theirs.named_parameters():
         if ".bn" in name or "downsample.1" in name:
             nn.init.normal_(parameter, 0.5, 0.2)
-    ours = ResNet(depth, 4, cbam=False, group_norm=group_norm).double().eval()
+    ours = ResNet(backbone, 4, cbam=False, group_norm=group_norm).double().eval()
     ours.load_state_dict(theirs.state_dict())
     if group_norm:
         for module in theirs.modules():
@@ -162,6 +168,23 @@ def test_shapes(levels, hybrid):
         assert found.shape == (2, 4, outputs)
         assert logits.shape == (2, 1, outputs)
         assert found.dtype == logits.dtype == torch.float32
+
+
+def test_the_anchor_free_branch_alone_is_that_of_the_hybrid():
+    """The same boxes and scores from the same weights, and a gradient for each of them."""
+    hybrid, alone = FoCasNet(**SMALL).eval(), FoCasNet(**SMALL, anchor_based=False).eval()
+    state = {name: value for name, value in hybrid.state_dict().items() if "anchor_" not in name}
+    alone.load_state_dict(state)
+    tiles = torch.rand(2, 3, 64, 96)
+    (found, logits), (of_both, logits_of_both) = alone(tiles), hybrid(tiles)
+    places = found.shape[2]
+    assert places == 8 * 12 + 4 * 6
+    torch.testing.assert_close(found, of_both[:, :, -places:])
+    torch.testing.assert_close(logits, logits_of_both[:, :, -places:])
+    based, free = alone.branches(tiles)
+    assert based is None
+    sum(anchor_free_loss(free, boxes([20, 20, 60, 60]), images(1))).backward()
+    assert [name for name, each in alone.named_parameters() if each.grad is None or not each.grad.any()] == []
 
 
 @torch.no_grad()

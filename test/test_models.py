@@ -88,6 +88,7 @@ def test_a_name_builds_a_network() -> None:
         (DETECTORS, "yolo11", {"scale": "n"}),
         (DETECTORS, "rtmdet", {"size": "tiny"}),
         (DETECTORS, "focasnet", {"backbone": 18, "levels": 2, "width": 32}),
+        (DETECTORS, "torchvision_detector", {"name": "ssd300_vgg16"}),
         (CLASSIFIERS, "convnextv2", {"widths": [8], "depths": [1], "num_classes": 2}),
         (CLASSIFIERS, "timm", {"name": "resnet10t"}),
     ):

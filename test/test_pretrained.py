@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from midog.models.centernet import CenterNet
 from midog.models.classifiers import ConvNeXtV2, timm_classifier
 from midog.models.focasnet import FoCasNet
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, RTMDet
+from midog.models.torchvision_detectors import torchvision_detector
 from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11
 from resources.train.kit import pretrained
 from resources.train.kit.foreign import read_foreign, with_names_of
@@ -469,6 +471,64 @@ def test_centernets_encoder_is_timms_network_with_the_same_weights(caplog):
         maps = network.encoder(images)
     assert [each.shape[2] for each in maps] == [16, 8, 4, 2]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(maps, expected, strict=True))
+
+
+def written(path, state):
+    """A file of zeros with a state's names and shapes, which takes no room: each tensor is one number."""
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in state.items()}, path)
+    return str(path)
+
+
+def test_rtmdet_on_a_network_of_timm_starts_from_that_networks_weights(tmp_path, caplog):
+    published, options = timm.create_model("convnext_atto"), {"size": "tiny", "backbone": "convnext_atto"}
+    network = RTMDet(**options).eval()
+    torch.save(published.state_dict(), tmp_path / "w.pth")
+    before = copied(network)
+    load_start(network, "rtmdet", options, None, str(tmp_path / "w.pth"))
+    assert caplog.messages[-1].endswith("; new: {neck,bbox_head}")
+    assert all(name.startswith("backbone.") for name in changed(network, before))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = published.eval().forward_intermediates(images, indices=[1, 2, 3], intermediates_only=True)
+        for ours, theirs in zip(network.backbone(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    with pytest.raises(UserError, match="coco: timm has no network of that name"):
+        load_start(network, "rtmdet", options, "coco", "")
+
+
+def test_focasnet_takes_a_resnext_for_the_published_codes_backbone(tmp_path, caplog):
+    options = {"backbone": "resnext50", "levels": 1, "width": 32, "depth": 1, "anchor_based": False}
+    with torch.device("meta"):
+        shapes = timm.create_model("resnext50_32x4d").state_dict()
+    network = FoCasNet(**options)
+    load_start(network, "focasnet", options, written(tmp_path / "w.pth", shapes), "")
+    said = caplog.messages[-1].partition("; new: ")[2]
+    assert said == "{fpn,head}, backbone.layer1.{0,1,2}.attention, backbone.layer2.{0,1,2,3}.attention"
+    assert not network.backbone.layer2[3].conv2.weight.any()
+    with pytest.raises(UserError, match=r"layer1.0.conv1.weight is .+: give weights of ResNet-18"):
+        load_start(FoCasNet(**SMALL), "focasnet", SMALL, str(tmp_path / "w.pth"), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("fasterrcnn_resnet50_fpn", "detector.roi_heads.box_predictor"),
+        ("ssd300_vgg16", "detector.head.classification_head"),
+    ],
+)
+def test_torchvisions_detectors_start_from_its_coco_weights(name, last, tmp_path, caplog):
+    """As its files hold them: 91 classes, and Faster R-CNN's with the names of 2019."""
+    with torch.device("meta"):
+        shapes = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=91).state_dict()
+    old = {re.sub(r"(fpn.*_blocks\.\d|rpn\.head\.conv)\.0(\.0)?\.", r"\1.", key): each for key, each in shapes.items()}
+    assert (old.keys() == shapes.keys()) is (name == "ssd300_vgg16")
+    network = torchvision_detector(name)
+    load_start(network, "torchvision_detector", {"name": name}, written(tmp_path / "w.pth", old), "")
+    assert caplog.messages[-1].endswith(f"; new: {last}")
+    assert {key.startswith(f"{last}.") for key, value in network.named_parameters() if value.any()} == {True}
+    other = {"name": "ssd300_vgg16" if name.startswith("faster") else "fasterrcnn_resnet50_fpn"}
+    with pytest.raises(UserError, match="w.pth: .+: give weights of torchvision's"):
+        load_start(network, "torchvision_detector", other, str(tmp_path / "w.pth"), "")
 
 
 # --- timm's hub -----------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A step's batch in two processes, in one process of twice the micro-batch, and in several forwards: the same losses.
 
-`torchrun test/test_processes.py DATA OUT main` is what the two processes run; there a training that was killed goes on, too.
+`torchrun test/test_processes.py DATA OUT main` is what the two processes run; a training that was killed goes on there.
 """
 
 import csv

@@ -1,5 +1,7 @@
 """Recipes: those of the project, wrong values, changes on the command line, the wrong script for a system."""
 
+from itertools import takewhile
+
 import pytest
 import torch
 import yaml
@@ -8,7 +10,17 @@ from conftest import training_arguments as arguments
 
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options
-from resources.train import ablation, atypical, candidates, centernet, focasnet, mine, rtmdet, yolo11
+from resources.train import (
+    ablation,
+    atypical,
+    candidates,
+    centernet,
+    focasnet,
+    mine,
+    rtmdet,
+    torchvision_detector,
+    yolo11,
+)
 from resources.train.kit.arguments import add_data_arguments, parser_of
 from resources.train.kit.detector import DetectorRecipe
 from resources.train.kit.recipes import SYSTEMS, read_plan
@@ -16,10 +28,11 @@ from resources.train.kit.second_stage import CandidateRecipe
 from resources.train.kit.subtypes import AtypicalRecipe
 
 SCRIPTS = {"yolo11": yolo11, "rtmdet": rtmdet, "focasnet": focasnet, "centernet": centernet, "candidates": candidates}
-SCRIPTS |= {"atypical": atypical}
+SCRIPTS |= {"atypical": atypical, "torchvision_detector": torchvision_detector}
 KINDS = {"candidates": CandidateRecipe, "atypical": AtypicalRecipe}
 TRAININGS = [
-    *[(name, "yolo11") for name in ("sztu", "sztu_small", "yolo11_small")],
+    *[(name, "yolo11") for name in ("sztu", "sztu_small", "yolo11_small", "yolo11x")],
+    *[(name, "torchvision_detector") for name in ("faster_rcnn", "ssd")],
     *[(name, "rtmdet") for name in ("rtmdet_s", "rtmdet_tiny")],
     *[(name, "focasnet") for name in ("focasnet", "focasnet_small")],
     ("centernet_two_stages", "centernet"),
@@ -48,6 +61,21 @@ def test_every_system_of_the_project_is_among_these():
     assert {path.stem for path in SYSTEMS.glob("*.yaml")} == {name for name, _ in TRAININGS}
 
 
+@pytest.mark.parametrize("name", ["convnextv2", "focasnet", "sztu"])
+def test_a_published_recipe_begins_with_a_table_of_the_papers_values(name):
+    """Aligned: the columns of every row begin where those of its header do."""
+    lines = (SYSTEMS / f"{name}.yaml").read_text().splitlines()
+    comments = list(takewhile(lambda line: line.startswith("#"), lines))
+    headers = [number for number, line in enumerate(comments) if line.split()[-3:] == ["paper", "here", "why"]]
+    assert headers
+    for first in headers:
+        columns = [comments[first].index(word) for word in ("paper", "here", "why")]
+        rows = list(takewhile(lambda line: line != "#", comments[first + 1 :]))
+        assert len(rows) > 9
+        for row in rows:
+            assert all(row[column - 1 : column] in ("", " ") for column in columns)
+
+
 @pytest.mark.parametrize(
     ("script", "change", "words"),
     [
@@ -56,11 +84,18 @@ def test_every_system_of_the_project_is_among_these():
         ("yolo11", {"tile": [100, 128]}, r"training.detector.tile.*: 100: expected int that's a multiple of 32"),
         ("yolo11", {"batch": 0}, "training.detector.batch: 0: expected int >= 1"),
         ("yolo11", {"steps_an_epoch": 0}, "training.detector.steps_an_epoch: 0: expected int >= 1"),
-        ("yolo11", {"precision": "half"}, "training.detector.precision: 'half': float32 or bfloat16 or float16 expected"),
+        (
+            "yolo11",
+            {"precision": "half"},
+            "training.detector.precision: 'half': float32 or bfloat16 or float16 expected",
+        ),
         ("yolo11", {"ema_momentum": []}, "training.detector.ema_momentum"),
         ("yolo11", {"ema_momentum": [0.0]}, "training.detector.ema_momentum.*: expected float > 0"),
         ("yolo11", {"iterations": 9}, "training.detector: unknown key iterations"),
         ("candidates", {"augmentation": {"turn": 1}}, "training.classifier.augmentation: unknown key turn"),
+        ("candidates", {"augmentation": {"crop": 0}}, "training.classifier.augmentation.crop: 0: expected float > 0"),
+        ("candidates", {"background": 2.0}, "training.classifier.background: 2.0: expected float <= 1"),
+        ("candidates", {"input_px": 4}, "training.classifier.input_px: 4: expected int >= 8"),
         ("candidates", {"learning_rate": -1.0}, "training.classifier.learning_rate: -1.0: expected float > 0"),
     ],
 )
@@ -146,7 +181,7 @@ def test_the_wrong_script_names_the_right_one(name, script, right):
 def test_an_unknown_system_lists_those_that_the_script_trains(name):
     with pytest.raises(UserError) as error:
         read(name, "yolo11")
-    known = "sztu, sztu_small, yolo11_small"
+    known = "sztu, sztu_small, yolo11_small, yolo11x"
     assert str(error.value) == f"{name}: no such system; give --system a .yaml file or one of {known}"
 
 

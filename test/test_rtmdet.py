@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from msgspec.structs import replace
 from torchvision.ops import sigmoid_focal_loss
 
 from midog.engine.detector import NetworkDetector
+from midog.engine.two_stages import SystemDetector
 from midog.evaluation.metrics import match
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, grid_points
+from midog.system import Weights, load_system, read_system
 from resources.data import synthetic
 from resources.data.fields import read_fields
+from resources.train import ablation
+from resources.train.kit.export import save_weights, write_model
 from resources.train.kit.rtmdet_loss import RTMDetLoss, assign, paired_iou
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +29,10 @@ def count(module):
 
 @pytest.mark.parametrize(
     ("size", "num_classes", "parameters"),
-    [("s", 80, 8_886_924), ("s", 1, 8_856_351), ("tiny", 80, 4_896_168), ("m", 80, 24_709_188), ("l", 80, 52_315_804)],
+    [
+        *[("s", 80, 8_886_924), ("s", 1, 8_856_351), ("tiny", 80, 4_896_168)],
+        *[("m", 80, 24_709_188), ("l", 80, 52_315_804), ("x", 80, 94_855_572)],
+    ],
 )
 def test_parameters_are_those_published(size, num_classes, parameters):
     with torch.device("meta"):
@@ -33,6 +41,39 @@ def test_parameters_are_those_published(size, num_classes, parameters):
     if (size, num_classes) == ("s", 80):
         parts = network.backbone, network.neck, network.bbox_head
         assert [count(part) for part in parts] == [4_378_320, 3_883_200, 625_404]
+
+
+@pytest.mark.parametrize("backbone", ["convnext_base", "swin_base_patch4_window12_384"])
+def test_with_a_backbone_of_timm_neck_and_head_are_those_of_mmdetections_l(backbone):
+    with torch.device("meta"):
+        network, stock = RTMDet("l", 80, backbone), RTMDet("l", 80)
+    assert [count(each) for each in (network.neck, network.bbox_head)] == [23_746_688, 2_430_204]
+    assert {name for name, _ in network.state_dict().items() if not name.startswith("backbone.")} == {
+        name for name, _ in stock.state_dict().items() if not name.startswith("backbone.")
+    }
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+@torch.no_grad()
+def test_a_backbone_of_timm_takes_every_tile_in_its_own_colours(backbone):
+    network, seen, answers = RTMDet("tiny", backbone=backbone).eval(), [], []
+    network.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for height, width in ((32, 64), (96, 160), (224, 224), (32, 64)):
+        tile = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        boxes, logits = network(tile)
+        assert boxes.shape[2] == logits.shape[2] == grid_points(height, width, "cpu")[0].shape[1]
+        assert boxes.isfinite().all()
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        torch.testing.assert_close(seen.pop()[0, :, 5, 7], (tile[0, :, 5, 7] - mean) / std)
+        if (height, width) == (32, 64):
+            answers.append(logits)
+    torch.testing.assert_close(*answers)  # tiles of other sizes between leave nothing behind
+
+
+def test_a_backbone_without_maps_of_these_strides_is_refused():
+    for backbone, words in (("resnet18", r"strides \[4, 8, 16\]"), ("resnet19", "no network of timm")):
+        with torch.device("meta"), pytest.raises(ValueError, match=words):
+            RTMDet("tiny", backbone=backbone)
 
 
 def test_an_image_of_640_px_has_8400_grid_points():
@@ -205,3 +246,26 @@ def test_it_learns_a_few_tiles_by_heart(make):
     for (boxes, _), (_, points) in zip(found, tiles, strict=True):
         assert len(boxes) == len(points)
         assert (match(points, (boxes[:, :2] + boxes[:, 2:]) / 2, 30) >= 0).all()
+
+
+def test_one_weight_average_is_a_system_by_one_command(data, tmp_path, capsys):
+    """Of a run's members the second, which sees each tile once, with its own operating point."""
+    recipe = read_system(ROOT / "resources/systems/rtmdet_s.yaml")
+    folder = tmp_path / "run/rtmdet_s"
+    folder.mkdir(parents=True)
+    members = []
+    for number in range(3):
+        torch.manual_seed(number)
+        name = f"member{number}.safetensors"
+        members.append(Weights(weights=name, sha256=save_weights(RTMDet("tiny").state_dict(), folder / name)))
+    changes = {"options": {"size": "tiny"}, "tile": (256, 256), "score_threshold": 0.001, "members": tuple(members)}
+    write_model(folder, replace(recipe, detector=replace(recipe.detector, **changes), training={}))
+    said = ["--model", str(tmp_path / "run"), "--system", "rtmdet_s", "--validation", f"{data}/fields:case1"]
+    assert ablation.main([*said, "--only", "member2", "--out", str(tmp_path / "alone"), "--device", "cpu"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["variant", "member2"]
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["member2"]
+    alone = load_system(tmp_path / "alone/member2")
+    assert [each.sha256 for each in alone.detector.members] == [members[2].sha256]
+    assert alone.detector.views == 1
+    found = SystemDetector(alone, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()

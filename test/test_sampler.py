@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from midog.images.slide import ArraySlide
 from resources.data.fields import Field
-from resources.train.kit.sampler import FixedFractionSampler, sampling_weights
+from resources.train.kit.sampler import BalancedSampler, FixedFractionSampler, sampling_weights
 
 # (dataset, slide, class): how many; the slides of both datasets have the same names.
 COUNTS = {
@@ -132,6 +132,35 @@ def test_one_class_alone():
 def test_columns_that_are_no_table(columns):
     with pytest.raises(ValueError, match="one length above 0"):
         sampling_weights(*columns)
+
+
+# --- cells alone --------------------------------------------------------------------
+
+
+def test_without_plain_tissue_figures_and_look_alikes_are_one_to_one_and_mined_tissue_takes_part(caplog):
+    """Four sets, of which one holds look-alikes alone and one nothing: each has a fourth, and the classes halves."""
+    fields = [
+        field(200, figures=2, hard_negatives=30, name="one"),
+        field(200, name="one", case="b"),  # no cell: never drawn
+        field(200, figures=5, hard_negatives=1, name="two"),
+        field(200, hard_negatives=7, name="mined"),
+        field(200, name="plain"),
+        field(200, name="plain", case="b"),
+    ]
+    sampler, random = BalancedSampler(fields, plain_tissue=False), np.random.default_rng(0)
+    (record,) = caplog.records
+    assert "none mined in plain: drawn from as plain tissue" in record.getMessage()
+    drawn = [sampler(random) for _ in range(6000)]
+    figures = sum(each.point is not None and each.point[1] == FIGURE for each in drawn) / len(drawn)
+    assert figures == pytest.approx(0.5, abs=0.02)
+    sets = Counter(fields[each.field].source for each in drawn)
+    assert {name: count / len(drawn) for name, count in sets.items()} == pytest.approx(
+        dict.fromkeys(("one", "two", "mined", "plain"), 0.25), abs=0.02
+    )
+    assert all((each.point is None) == (each.field > 3) for each in drawn)
+    caplog.clear()
+    BalancedSampler(fields[:4], plain_tissue=False)
+    assert not caplog.records
 
 
 # --- fixed fractions ----------------------------------------------------------------

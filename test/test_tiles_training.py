@@ -1,5 +1,5 @@
-"""Training tiles: what a window shows of a field and its mirror images, boxes on figures, mosaics and mixing, the same
-item everywhere, what samplers draw, pasted discs."""
+"""Training tiles: what a window shows of a field and its mirror images, boxes on figures, the figures' own boxes,
+mosaics, mixing and RandAugment, the same item everywhere, what samplers draw, pasted discs."""
 
 from dataclasses import replace
 
@@ -19,11 +19,13 @@ from resources.train.kit.tiles import (
     TOUCHING,
     TileAugmentation,
     TileDataset,
+    TileRandAugment,
     collate,
     darkest,
     figures_in,
     jitter_hsv,
     match_stain,
+    operation_matrix,
     warped,
 )
 
@@ -88,14 +90,13 @@ def inside(points, margin):
 
 
 @pytest.mark.parametrize(
-    ("source", "mosaic", "tolerance"),
-    [("figure", 0, 1.5), ("hard_negative", 0, 1.5), ("background", 0, 1.5), ("crops", 0, 6), ("figure", 40, 6)],
+    ("source", "tolerance"), [("figure", 1.5), ("hard_negative", 1.5), ("background", 1.5), ("crops", 6)]
 )
-def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, mosaic, tolerance):
+def test_boxes_lie_on_figures_and_on_nothing_else(fields, crops, source, tolerance):
     """The tolerance is a disc's radius where a seam may cut one, and all are of one size there."""
     scale = 0.05 if tolerance < 2 else 0.0
     augmentation = TileAugmentation(rotation=180, flip=0.5, scale=scale)
-    tiles = dataset(fields, crops, {source: 1}, augmentation, seed=5, mosaic_tiles=mosaic)
+    tiles = dataset(fields, crops, {source: 1}, augmentation, seed=5)
     whole = 0
     for item in (tiles[number] for number in range(40)):
         seen, corners = discs(item), item[1].numpy()
@@ -127,6 +128,149 @@ def test_whole_boxes_are_not_cut_and_there_are_those_of_figures_up_to_half_a_box
         assert points.tolist() == [list(each) for each in expected]
         first = tiles._boxes(points)[0].tolist()
         assert first == ([-15, 5, 35, 55] if whole else [0, 5, 35, 55])
+
+
+# --- the figures' own boxes -------------------------------------------------------
+
+TURN = np.sqrt(0.5)
+
+
+@pytest.mark.parametrize(
+    ("linear", "expected"),
+    [
+        ([[1, 0], [0, 1]], [25, 10, 45, 50]),
+        ([[0, -1], [1, 0]], [15, 20, 55, 40]),  # a quarter turn: width and height change places
+        ([[2, 0], [0, 2]], [15, -10, 55, 70]),
+        ([[TURN, -TURN], [TURN, TURN]], [35 - 30 * TURN, 30 - 30 * TURN, 35 + 30 * TURN, 30 + 30 * TURN]),
+    ],
+)
+def test_a_labelled_box_is_the_one_around_the_turned_box_by_hand(linear, expected):
+    """Of 20 x 40 px about (100, 200), beside whose middle its figure lies; a figure without one has a square."""
+    field = field_of(np.zeros((400, 400, 3), np.uint8), [(103, 198), (110, 190)])
+    field.figure_boxes = np.array([[90, 180, 110, 220], [np.nan] * 4], np.float32)
+    tiles = TileDataset([field], [], 64, 5, lambda random: Sample(0), STILL, 0, whole_boxes=True, labelled_boxes=True)
+    linear = np.array(linear, float)
+    matrix = np.concatenate([linear, [[35], [30]] - linear @ [[100], [200]]], 1)
+    own, square = tiles._boxes(tiles._window(field, matrix)[1])
+    assert own.tolist() == pytest.approx(expected, abs=1e-4)
+    x, y = matrix[:, :2] @ (110, 190) + matrix[:, 2]
+    assert square.tolist() == pytest.approx([x - 10, y - 10, x + 10, y + 10], abs=1e-4)
+
+
+def test_labelled_boxes_hold_their_figures_in_any_tile():
+    """Bars of 14 x 30 px with boxes of their own, mirrored where the tile leaves the field, in mosaics and pasted."""
+    pixels = np.full((300, 300, 3), TISSUE, np.uint8)
+    places = np.array([(x, y) for x in (60, 150, 240) for y in (60, 150, 240)], np.float32)
+    for x, y in places.astype(int):
+        cv2.rectangle(pixels, (x - 7, y - 15), (x + 7, y + 15), FIGURE, -1)
+    field = field_of(pixels, places)
+    field.figure_boxes = np.concatenate([places - (7.5, 15.5), places + (7.5, 15.5)], 1).astype(np.float32)
+    augmentation = TileAugmentation(rotation=180, flip=0.5)
+    tiles = TileDataset([field], [], 384, 12.5, lambda random: Sample(0), augmentation, 0, 5, labelled_boxes=True)
+    crop = replace(field, figure_boxes=None)
+    plain = TileDataset([field], [crop], 384, 12.5, lambda random: Sample(crop=0), augmentation, 0, labelled_boxes=True)
+    for image, boxes in [tiles[number] for number in range(12)] + [plain[number] for number in range(4)]:
+        dark = image[1].numpy() < 60
+        covered = np.zeros_like(dark)
+        for left, top, right, bottom in boxes.numpy():
+            covered[round(max(top - 1, 0)) : round(bottom) + 2, round(max(left - 1, 0)) : round(right) + 2] = True
+        assert len(boxes) >= 3
+        assert (dark & ~covered).sum() < 0.25 * dark.sum()  # of figures whose middle is beyond an edge or the cross
+        assert (boxes[:, 2:] - boxes[:, :2]).max() < 51
+
+
+def test_a_patch_around_a_figure_shows_its_centre(fields):
+    """FoCasNet: "certain mitosis nuclei are in each patch". In fields larger and smaller than it, at their edges."""
+    corners = field_of(np.full((300, 260, 3), TISSUE, np.uint8), [(0, 0), (259, 0), (130, 299)])
+    small = field_of(np.full((170, 150, 3), TISSUE, np.uint8), [(149, 169), (70, 2)])
+    augmentation = TileAugmentation(rotation=180, flip=0.5, scale=0.1)
+    for mosaics in (0, 100):
+        tiles = dataset([*fields, corners, small], [], {"figure": 1.0}, augmentation, 0, 224, mosaics)
+        for number in range(60):
+            boxes = tiles[number][1]
+            assert len(boxes) >= (4 if mosaics else 1)
+            assert ((boxes[:, 2:] - boxes[:, :2]) >= 24.4).all()  # half of a square at least: its centre shows
+
+
+# --- mosaics and RandAugment ------------------------------------------------------
+
+
+def test_the_boxes_of_a_mosaic_are_cut_at_its_cross(fields, crops):
+    augmentation = TileAugmentation(rotation=180, flip=0.5)
+    tiles = dataset(fields, crops, {"figure": 1}, augmentation, seed=5, mosaic_tiles=40)
+    cut = 0
+    for number in range(40):
+        item = tiles[number]
+        cross = np.random.default_rng((5, number)).integers(tiles.size // 4, 3 * tiles.size // 4)
+        first, last = np.split(item[1].numpy(), 2, 1)
+        assert ((last <= cross) | (first >= cross)).all()
+        cut += ((last == cross) | (first == cross)).any()
+        for point in discs(item):
+            assert ((first <= point + 6) & (point - 6 <= last)).all(1).any()
+    assert cut > 10
+
+
+def test_maps_of_centres_take_no_mosaics_and_no_moved_tiles(fields):
+    moved = TileAugmentation(randaugment=2, randaugment_geometry=True)
+    for augmentation, mosaics in ((STILL, 1), (moved, 0)):
+        with pytest.raises(ValueError, match="not of a map"):
+            TileDataset(fields, [], 64, 12.5, lambda random: Sample(0), augmentation, 0, mosaics, whole_boxes=True)
+    with pytest.raises(ValueError, match="64 px at least"):
+        dataset(fields, [], {"figure": 1}, size=(32, 128), mosaic_tiles=1)
+    with pytest.raises(ValueError, match="wants operations"):
+        TileAugmentation(randaugment_geometry=True)
+
+
+@pytest.mark.parametrize("magnitude", [-0.27, 0.27])
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Posterize"])
+def test_an_operation_moves_pixels_where_its_matrix_says(name, magnitude):
+    """Against the pixels that torchvision moves; dots off the middle of an oblong image."""
+    magnitude *= {"Rotate": 100, "Posterize": 20}.get(name, 110 if name[0] == "T" else 1)
+    magnitude = abs(magnitude) if name == "Posterize" else magnitude
+    image = torch.zeros(3, 120, 200, dtype=torch.uint8)
+    places = np.array([(90, 40), (130, 75)])
+    for x, y in places:
+        image[:, y - 2 : y + 3, x - 2 : x + 3] = 255
+    augment = TileRandAugment(1, True)
+    augment.matrix = np.eye(3)
+    how = {"interpolation": augment.interpolation, "fill": augment._fill}
+    shown = augment._apply_image_or_video_transform(image, name, magnitude, **how)
+    matrix = operation_matrix(name, magnitude, 200, 120)
+    assert np.array_equal(augment.matrix, matrix)
+    middles = cv2.connectedComponentsWithStats((shown[0].numpy() > 127).astype(np.uint8))[3][1:]
+    for point in places @ matrix[:2, :2].T + matrix[:2, 2]:
+        assert np.hypot(*(middles - point).T).min() < 0.8
+    assert np.array_equal(matrix, np.eye(3)) == (name == "Posterize")
+
+
+def test_randaugment_moves_boxes_with_their_figures_and_colours_alone_move_nothing(fields):
+    """Geometry alone, so that figures can be told by their colour; boxes whose centres leave the tile are gone."""
+    still, colours, moved = (
+        dataset(fields, [], {"figure": 1}, augmentation, 2)
+        for augmentation in (
+            STILL,
+            TileAugmentation(randaugment=2),
+            TileAugmentation(randaugment=2, randaugment_geometry=True),
+        )
+    )
+    space = moved.randaugment._AUGMENTATION_SPACE
+    moved.randaugment._AUGMENTATION_SPACE = {
+        name: space[name] for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+    }
+    uncut = lost = 0
+    for number in range(30):
+        before, item = still[number][1], moved[number]
+        assert torch.equal(colours[number][1], before)
+        seen, (first, last) = discs(item), np.split(item[1].numpy(), 2, 1)
+        assert first.min(initial=0) >= 0
+        assert last.max(initial=0) <= SIZE
+        assert all(((first <= point + 6) & (point - 6 <= last)).all(1).any() for point in seen)
+        middles = ((first + last) / 2)[((last - first) > 49.9).all(1)]
+        assert all(np.hypot(*(seen - middle).T).min() < 2 for middle in middles)
+        uncut += len(middles)
+        lost += len(before) - len(first)
+    assert uncut > 20
+    assert lost > 2
 
 
 def test_a_blurred_tile_has_the_same_boxes_and_softer_edges(fields, crops):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,13 +20,15 @@ from safetensors.torch import save_file
 
 import inference
 from midog.__main__ import main
+from midog.calibration import Calibration
+from midog.engine.classifier import classify, load_classifier, normalise
 from midog.engine.weights import load_network
 from midog.errors import UserError
 from midog.evaluation import held_out
 from midog.evaluation.held_out import fit_calibration
 from midog.evaluation.metrics import bootstrap_by_case
 from midog.models import CLASSIFIERS
-from midog.system import DataSource, load_system
+from midog.system import CROP_UM, DataSource, load_system
 from resources.data import prepare, synthetic
 from resources.data.crops import read_crops
 from resources.train import atypical
@@ -146,6 +149,56 @@ def test_out_of_fold_figures_are_what_inference_gives(table, system, whole):
     part = plan_of(system).classifier
     got = subtypes.predict(network, part, model.classifier.views, crops, chosen, torch.device("cpu"))
     np.testing.assert_allclose(got, [float(row["raw"]) for row in rows], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def as_published(table, system, tmp_path_factory):
+    """The folder of a training without calibration, groups and the centre crop, of an epoch for each of three folds."""
+    out = tmp_path_factory.mktemp("published") / "out"
+    values = {"calibrate": "false", "grouped": "false", "epochs": 1, "folds": 3, "learning_rate": 0.01}
+    changes = [f"training.classifier.{name}={value}" for name, value in values.items()]
+    said = ["--folds", "0,1,2", "--set", *changes, "classifier.field_um=32", "classifier.views=1"]
+    assert train(table, system, out, *said) == 0
+    return out
+
+
+def test_an_ensemble_as_published_is_the_mean_of_the_folds_raw_probabilities(table, as_published):
+    model = load_system(as_published / "model/tiny")
+    assert {each.calibration for each in model.classifier.members} == {Calibration()}
+    assert model.classifier.calibration == Calibration()
+    assert model.classifier.field_um == 32
+    crops, cpu = read_crops([table]), torch.device("cpu")
+    every, folds = np.arange(len(crops)), []
+    for member in model.classifier.members:
+        network = load_network(CLASSIFIERS, "convnextv2", model.classifier.options, model.path_of(member))
+        folds.append(subtypes.predict(network, model.classifier, 1, crops, every, cpu))
+    classifier = load_classifier(model, cpu, CROP_UM)
+    got = classify((image.permute(1, 2, 0).numpy() for image in crops.images), classifier, cpu)
+    np.testing.assert_allclose(got, np.mean(folds, 0), atol=1e-6)
+    assert np.ptp(got) > 0.01
+
+
+def test_folds_are_told_as_papers_tell_them(as_published):
+    """Balanced accuracy at .5 of raw probabilities, fold by fold, with mean and sample deviation; beside the rest."""
+    rows = list(csv.DictReader((as_published / "out_of_fold.csv").open()))
+    expected = []
+    for fold in "012":
+        mine = [(row["label"] == "1", float(row["raw"]) >= 0.5) for row in rows if row["fold"] == fold]
+        shares = [
+            np.mean([said == is_atypical for truth, said in mine if truth == is_atypical]) for is_atypical in (0, 1)
+        ]
+        expected.append(np.mean(shares))
+    written = json.loads((as_published / "metrics.json").read_text())
+    raw = written["raw"]["raw probabilities"]
+    assert raw["balanced_accuracy_folds"] == pytest.approx(expected)
+    assert raw["balanced_accuracy_fold_mean"] == pytest.approx(np.mean(expected))
+    assert raw["balanced_accuracy_fold_sd"] == pytest.approx(np.std(expected, ddof=1))
+    assert "balanced_accuracy_fold_mean" in written["overall"]
+    told = " ".join(f"{figure:.4f}" for figure in expected)
+    spread = f"mean +- SD {np.mean(expected):.4f} +- {np.std(expected, ddof=1):.4f}"
+    line = f"balanced accuracy of the folds at .5, raw probabilities: {told}; {spread}"
+    assert line in (as_published / "train.log").read_text()
+    assert load_system(as_published / "model/tiny").made.metrics["out_of_fold"] == raw
 
 
 def test_a_finished_training_is_evaluated_and_tuned(table, whole, tmp_path, capsys):
@@ -293,6 +346,32 @@ def test_folds_keep_cases_together_and_classes_balanced(table, system):
     atypical = [int(crops.labels[torch.from_numpy(numbers == fold)].sum()) for fold in (0, 1)]
     assert sorted(atypical) == [7, 8]  # of 15, as evenly as can be
     assert np.bincount(numbers).tolist() == [20, 20]
+
+
+def test_folds_as_published_have_a_cases_crops_in_several(table, system):
+    crops = read_crops([table])
+    recipe = read_plan(str(system), "atypical", AtypicalRecipe, ["training.classifier.grouped=false"]).training
+    numbers = subtypes.split_folds(crops, recipe)
+    assert np.bincount(numbers).tolist() == [20, 20]
+    assert sorted(int(crops.labels[torch.from_numpy(numbers == fold)].sum()) for fold in (0, 1)) == [7, 8]
+    assert max(len(set(numbers[crops.cases == case])) for case in np.unique(crops.cases)) == 2
+    with pytest.raises(UserError, match="15 crops of the rarer class for 16 folds; give more data"):
+        subtypes.split_folds(crops, msgspec.structs.replace(recipe, folds=16))
+
+
+def test_the_papers_own_values(table):
+    """Of convnextv2: a shift of 8 px of 128; without the 60 % crop the network sees every crop whole."""
+    plan = read_plan("convnextv2", "atypical", AtypicalRecipe)
+    assert plan.training.augmentation.shift * plan.classifier.input_px == 8.0
+    assert (plan.training.calibrate, plan.training.grouped, plan.training.precision) == (False, False, "float16")
+    changes = ["classifier.field_um=32", "training.classifier.augmentation={}", "training.classifier.batch=4"]
+    plan = read_plan("convnextv2", "atypical", AtypicalRecipe, changes)
+    part = msgspec.structs.replace(plan.classifier, options={"widths": [8, 16], "depths": [1, 1], "stem": "early"})
+    crops = read_crops([table])
+    task = subtypes.AtypicalTask(part, plan.training, crops, np.arange(40) % 5, 0, None, torch.device("cpu"))
+    batch = task._drawn(0)
+    whole = normalise(crops.images[batch.chosen].float() / 255, *task.normalisation)
+    torch.testing.assert_close(batch.inputs, whole, atol=1e-3, rtol=0)
 
 
 def test_the_table_is_read_as_it_says(table, tmp_path):

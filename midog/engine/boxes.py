@@ -66,7 +66,8 @@ def weighted_box_fusion(
 
     Every box, best first, joins the cluster whose fused box it overlaps most, if by at least `iou_threshold`, or else
     starts a cluster. The fused box is the mean of the cluster's boxes, weighted by their scores. Its score is the mean
-    of their scores, times the share of the lists that could have found it: min(boxes, lists) / lists.
+    over all lists of the best score that each has in the cluster, 0 where it has none. It is the paper's but for a list
+    with several boxes there, whose weaker ones would lower the mean: they say nothing against the best one.
 
     Args:
         found: for each detector or view its boxes, float (K, 4), and scores, float (K,) in [0, 1].
@@ -82,10 +83,11 @@ def weighted_box_fusion(
     _check_iou_threshold(iou_threshold)
     boxes = np.concatenate([each for each, _ in found]).astype(np.float64)
     scores = np.concatenate([each for _, each in found]).astype(np.float64)
+    lists = np.repeat(np.arange(len(found)), [len(each) for each, _ in found])
     grid = _Grid(boxes)
     clusters: list[_Cluster] = []
     order = _best_first(boxes, scores)
-    for box, score in zip(boxes[order].tolist(), scores[order].tolist(), strict=True):
+    for box, score, source in zip(*(each[order].tolist() for each in (boxes, scores, lists)), strict=True):
         near = set(grid.near(grid.cells(box)))
         # Of clusters that it overlaps equally, the one that began first.
         overlap, number = max(((_overlap(box, clusters[each].box), -each) for each in near), default=(0.0, 0))
@@ -95,23 +97,23 @@ def weighted_box_fusion(
         else:
             number = len(clusters)
             clusters.append(_Cluster(box))
-        clusters[number].add(box, score)
+        clusters[number].add(box, score, source)
         grid.enter(number, grid.cells(clusters[number].box))
     fused = np.array([each.box for each in clusters], np.float32).reshape(-1, 4)
-    fused_scores = [each.score / each.count * min(each.count, len(found)) / len(found) for each in clusters]
-    sure = np.array(fused_scores, np.float32)
+    sure = np.array([sum(each.best.values()) / len(found) for each in clusters], np.float32)
     order = _best_first(fused, sure)
     return fused[order], sure[order]
 
 
 class _Cluster:
-    """Boxes of one figure: how many, the sum of their scores, and their mean box, weighted by score."""
+    """Boxes of one figure, added best first: each list's best score, and their mean box, weighted by score."""
 
     def __init__(self, box: list[float]) -> None:
-        self.box, self.count, self.score, self.weighted = box, 0, 0.0, [0.0] * 4
+        self.box, self.score, self.weighted = box, 0.0, [0.0] * 4
+        self.best: dict[int, float] = {}
 
-    def add(self, box: list[float], score: float) -> None:
-        self.count += 1
+    def add(self, box: list[float], score: float, source: int) -> None:
+        self.best.setdefault(source, score)
         self.score += score
         self.weighted = [total + score * each for total, each in zip(self.weighted, box, strict=True)]
         if self.score:  # boxes with scores of 0 weigh nothing: the first one stays

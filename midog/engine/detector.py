@@ -28,6 +28,7 @@ from midog.system import STRIDE
 BATCH_SIZE = {"cpu": 2, "cuda": 16}
 # Maps of stride 2 leave a processor's cache: two tiles in one forward take more than twice as long as one.
 DENSE_BATCH_SIZE = {"cpu": 1, "cuda": 16}
+WEAK_CANDIDATES = 1000  # a tile: bounds the work of a detector that looks from below its threshold on
 
 Found = tuple[NDArray[np.float32], NDArray[np.float32]]
 Detector = Callable[[torch.Tensor], list[Found]]
@@ -48,11 +49,15 @@ class NetworkDetector:
         score_threshold: the least score of a candidate.
         nms_iou: of two boxes that overlap more, the one with the higher score stays.
         precision: as `midog.engine.weights.autocast`.
+        lists: how many such answers a `FusedDetector` makes the mean of: this one looks from `score_threshold / lists`
+            on, because what the others say may lift it, but no further than to the `WEAK_CANDIDATES` best of a tile.
     """
 
-    def __init__(self, network: nn.Module, score_threshold: float, nms_iou: float, precision: str = "auto") -> None:
+    def __init__(
+        self, network: nn.Module, score_threshold: float, nms_iou: float, precision: str = "auto", lists: int = 1
+    ) -> None:
         self.network, self.score_threshold, self.nms_iou = network.eval(), score_threshold, nms_iou
-        self.precision = precision
+        self.precision, self.lists = precision, lists
 
     def __call__(self, tiles: torch.Tensor) -> list[Found]:
         with autocast(tiles.device, self.precision):
@@ -66,11 +71,19 @@ class NetworkDetector:
                 0
             )  # what lies beyond the tile, or has no end, is no candidate
             box = torch.minimum(box.clamp(min=0), corner.repeat(2, 1))
-            sure &= (score >= self.score_threshold) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
+            sure &= (score >= self._least(score)) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
             box, score = box[:, sure].T.cpu().numpy(), score[sure].cpu().numpy()
             kept = nms(box, score, self.nms_iou)
             found.append((box[kept], score[kept]))
         return found
+
+    def _least(self, score: torch.Tensor) -> float:
+        """The least score of a tile's candidates; of scores float (P,)."""
+        least = self.score_threshold / self.lists
+        if self.lists > 1 and len(score) > WEAK_CANDIDATES:
+            last = score.topk(WEAK_CANDIDATES).values[-1].item()
+            least = max(least, min(last, self.score_threshold))
+        return least
 
 
 class AveragedNetwork(nn.Module):
@@ -93,19 +106,28 @@ class AveragedNetwork(nn.Module):
 
 
 class FusedDetector:
-    """Weighted box fusion of what several detectors find.
+    """Weighted box fusion of what several detectors find, behind the threshold of the fused score.
+
+    A fused score is the mean over the detectors, so that it means what one detector's means, if each looks from
+    `score_threshold` over their number on. What one leaves out counts as 0: the mean is too low by less than that, and
+    whatever they accept together, one of them finds.
 
     Args:
         detectors: callables.
         iou_threshold: boxes that overlap by so much are one figure.
+        score_threshold: the least fused score.
     """
 
-    def __init__(self, detectors: Sequence[Detector], iou_threshold: float) -> None:
-        self.detectors, self.iou_threshold = detectors, iou_threshold
+    def __init__(self, detectors: Sequence[Detector], iou_threshold: float, score_threshold: float = 0.0) -> None:
+        self.detectors, self.iou_threshold, self.score_threshold = detectors, iou_threshold, score_threshold
 
     def __call__(self, tiles: torch.Tensor) -> list[Found]:
-        found = zip(*(detector(tiles) for detector in self.detectors), strict=True)
-        return [weighted_box_fusion(each, self.iou_threshold) for each in found]
+        together = []
+        for found in zip(*(detector(tiles) for detector in self.detectors), strict=True):
+            boxes, scores = weighted_box_fusion(found, self.iou_threshold)
+            sure = scores >= self.score_threshold
+            together.append((boxes[sure], scores[sure]))
+        return together
 
 
 class DetectorView:
@@ -118,22 +140,6 @@ class DetectorView:
         found = self.detector(dihedral(tiles, self.view))
         height, width = tiles.shape[2:]
         return [(boxes_from_view(boxes, self.view, height, width), scores) for boxes, scores in found]
-
-
-class DetectorViews(FusedDetector):
-    """Weighted box fusion of what a detector finds in the dihedral views of an image.
-
-    The views go through the detector one after the other: a batch of them all takes as many times the memory, and no
-    less time on a CPU, where the batch is as large as pays already.
-
-    Args:
-        detector: callable.
-        count: of views: 1, 2, 4 or 8.
-        iou_threshold: as `FusedDetector`.
-    """
-
-    def __init__(self, detector: Detector, count: int, iou_threshold: float) -> None:
-        super().__init__([DetectorView(detector, view) for view in VIEWS[count]], iou_threshold)
 
 
 def load_detector(system: schema.System, device: torch.device, score_threshold: float | None = None) -> Detector:
@@ -171,9 +177,13 @@ def detector_of(networks: Sequence[nn.Module], part: schema.Detector, score_thre
         return PlaceDetector(network, score_threshold, stride, part.box_um / part.um_per_px, part.precision)
     if part.fusion == "average" and len(networks) > 1:
         networks = [AveragedNetwork(networks)]
-    detectors = [NetworkDetector(network, score_threshold, part.nms_iou, part.precision) for network in networks]
-    detector = FusedDetector(detectors, part.nms_iou) if len(detectors) > 1 else detectors[0]
-    return DetectorViews(detector, part.views, part.nms_iou) if part.views > 1 else detector
+    lists = part.views * len(networks)
+    detectors = [NetworkDetector(each, score_threshold, part.nms_iou, part.precision, lists) for each in networks]
+    if lists == 1:
+        return detectors[0]
+    # One view after the other: a batch of them all takes as many times the memory, and no less time on a CPU.
+    views = [DetectorView(detector, view) for view in VIEWS[part.views] for detector in detectors]
+    return FusedDetector(views, part.nms_iou, score_threshold)
 
 
 def tiles_with_tissue(

@@ -13,6 +13,7 @@ from midog.engine.boxes import merge_near, nms
 from midog.engine.classifier import classify, field_of, load_classifier
 from midog.engine.detector import Progress, find_candidates, load_detector, prefetch
 from midog.images.slide import Slide, at_spacing
+from midog.images.stain import stain_normalised
 
 PREFETCHED = 64  # crops
 BATCH_SIZE = {"cpu": 16, "cuda": 64}  # crops a forward
@@ -85,7 +86,10 @@ class SystemDetector:
 
         A classifier that sees finer pixels than the detector has its crops from the slide itself.
         """
-        part, slide = self.part, at_spacing(source, self.part.um_per_px)
+        part = self.part
+        if part.stain_normalisation == "macenko":
+            source = stain_normalised(source)
+        slide = at_spacing(source, part.um_per_px)
         boxes, scores = find_candidates(slide, self.detector, part.tile, part.overlap, self.device, progress, batch)
         late = part.merge.after_classification
         if not late:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "case", "domain", "fold", "label", "one_view", "raw")
 NAME = "held_out.csv"
+RAW = "raw probabilities"
 UNREGULARISED = 1e6  # of Platt's scaling: thousands of crops need no regularisation
 LEAST_SCALE = 1e-3  # never upside down, not even after two steps of training
 
@@ -85,7 +87,7 @@ def evaluate_held_out(out: Path, folds: Sequence[int]) -> tuple[Calibration, dic
 
     Returns:
         calibration: fitted on all held-out probabilities of single networks, for the export.
-        metrics: overall, views, folds and domains.
+        metrics: overall, views, raw (without calibration, as papers tell it), folds and domains.
 
     Raises:
         UserError: as `read_held_out`.
@@ -97,6 +99,7 @@ def evaluate_held_out(out: Path, folds: Sequence[int]) -> tuple[Calibration, dic
     metrics: dict[str, dict[str, Any]] = {
         "overall": overall_figures(table),
         "views": {"1 view": one_view},
+        "raw": {RAW: raw_figures(table)},
         "folds": figures_by(table, "fold"),
         "domains": figures_by(table, "domain"),
     }
@@ -107,6 +110,7 @@ def evaluate_held_out(out: Path, folds: Sequence[int]) -> tuple[Calibration, dic
     write_json(out / "metrics.json", plain(metrics))
     _plot(table, out)
     _log_figures("out of fold", metrics)
+    _log_raw(metrics["raw"][RAW])
     return calibration, metrics
 
 
@@ -134,6 +138,17 @@ def overall_figures(table: "pd.DataFrame") -> dict[str, Any]:
     return figures
 
 
+def raw_figures(table: "pd.DataFrame") -> dict[str, Any]:
+    """As `overall_figures` of what the networks say, with each fold's balanced accuracy, their mean and sample SD."""
+    table = table.assign(probability=table.raw)
+    folds = [figures["balanced_accuracy"] for figures in figures_by(table, "fold").values()]
+    figures = overall_figures(table) | {"balanced_accuracy_folds": folds}
+    figures["balanced_accuracy_fold_mean"] = float(np.mean(folds))
+    if len(folds) > 1:
+        figures["balanced_accuracy_fold_sd"] = float(np.std(folds, ddof=1))
+    return figures
+
+
 def figures_by(table: "pd.DataFrame", column: str) -> dict[str, dict[str, float]]:
     """Track 2's metrics for every value of a column."""
     return {
@@ -152,6 +167,12 @@ def _log_figures(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     for name in ("balanced_accuracy", "roc_auc"):
         low, high = metrics["overall"][f"{name}_interval_95"]
         logger.info(f"95 % interval of {name}, bootstrap by case: {low:.4f} to {high:.4f}")
+
+
+def _log_raw(figures: Mapping[str, Any]) -> None:
+    folds = " ".join(f"{figure:.4f}" for figure in figures["balanced_accuracy_folds"])
+    mean, sd = figures["balanced_accuracy_fold_mean"], figures.get("balanced_accuracy_fold_sd", math.nan)
+    logger.info("balanced accuracy of the folds at .5, %s: %s; mean +- SD %.4f +- %.4f", RAW, folds, mean, sd)
 
 
 def _plot(table: "pd.DataFrame", out: Path) -> None:

@@ -2,8 +2,8 @@
 
 A folder of fields (Track 1) has `images.csv` or `regions.csv`, one row an image (image, case, um_per_px), and
 `figures.csv`, one row a labelled cell (image, x, y, label): "mitotic figure", "non-mitotic figure", or "unclear" where
-the experts left it open. Coordinates are pixels of the image. A folder with only `labels.csv` (image, um_per_px) is
-tissue without figures.
+the experts left it open; x0, y0, x1, y1 are a cell's box, where it has one. Coordinates are pixels of the image. A
+folder with only `labels.csv` (image, um_per_px) is tissue without figures.
 
 `image` is a path relative to the folder, or absolute; its last part is the image's name, or as many of the last parts
 as tell all images of the table apart.
@@ -33,6 +33,7 @@ CLASSES = ("mitotic figure", "non-mitotic figure")
 UNCLEAR = "unclear"  # the experts left it open: not one of the classes, and no background either
 FIELD_TABLES = ("images.csv", "regions.csv", "labels.csv")
 FIGURE_COLUMNS = ("image", "x", "y", "label")
+BOX_COLUMNS = ("x0", "y0", "x1", "y1")  # of a cell's box, first and last corner; empty where it has none
 SUBTYPE_LABELS, NON_MITOTIC = (0, 1), -1
 
 
@@ -46,10 +47,11 @@ def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """The tables of a folder of fields.
 
     Returns:
-        images, with at least the columns image, case and um_per_px; figures, with `FIGURE_COLUMNS`.
+        images, with at least the columns image, case and um_per_px; figures, with `FIGURE_COLUMNS`, and all of
+        `BOX_COLUMNS` or none.
 
     Raises:
-        UserError: no table, a column is missing, a bad number, an unknown label.
+        UserError: no table, a column is missing, a bad number, half a box, an unknown label.
     """
     import pandas as pd
 
@@ -66,6 +68,8 @@ def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
         ) from None
     check_columns(path, images, ("image", "um_per_px"), ("um_per_px",))
     check_columns(figures_path, figures, FIGURE_COLUMNS, ("x", "y"))
+    if {*BOX_COLUMNS} & {*figures.columns}:
+        _check_boxes(figures_path, figures)
     if not (images.um_per_px > 0).all():
         raise UserError(f"{path}: an um_per_px is not above 0; see docs/DATA.md")
     names = images["image"].map(lambda image: Path(str(image)).name)
@@ -76,6 +80,22 @@ def read_tables(folder: Path) -> "tuple[pd.DataFrame, pd.DataFrame]":
     if unknown:
         raise UserError(f"{figures_path}: label {unknown[0]!r} is unknown; {', '.join(CLASSES)} or {UNCLEAR} expected")
     return images, figures
+
+
+def _check_boxes(path: Path, figures: "pd.DataFrame") -> None:
+    """Make sure that a cell has a whole box, its corners in order, or none."""
+    import pandas as pd
+
+    check_columns(path, figures, BOX_COLUMNS, ())
+    boxes = figures[[*BOX_COLUMNS]]
+    corners = boxes.apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    whole = np.isfinite(corners).all(1) & (corners[:, :2] < corners[:, 2:]).all(1)
+    bad = ~whole & boxes.notna().any(axis=1).to_numpy(bool)
+    if bad.any():
+        found = ", ".join(map(str, boxes.iloc[bad.argmax()]))
+        raise UserError(
+            f"{path}: line {bad.argmax() + 2}: box {found}: x0, y0, x1, y1 with x0 < x1 and y0 < y1 expected, or none"
+        )
 
 
 def image_names(paths: Iterable[str]) -> list[str]:

@@ -67,7 +67,7 @@ def appearance_of(pixels: NDArray[np.uint8], um_per_px: tuple[float, float]) -> 
     if not has_tissue(pixels):
         return None
     resampled = _resampled(pixels, um_per_px)
-    glass = (resampled.min(2) >= GLASS_LEVEL) & (np.ptp(resampled, 2) < GLASS_COLOUR)
+    glass = glass_in(resampled)
     density = -np.log10(np.maximum(resampled, 1) / 255)
     tissue = (np.linalg.norm(density, axis=2) >= MIN_DENSITY) & ~glass
     if tissue.mean() < LEAST_TISSUE:
@@ -110,6 +110,11 @@ def pooled(measured: Iterable[Appearance | None]) -> Appearance | None:
         images=sum(each.images for each in known),
         area_mm2=sum(each.area_mm2 for each in known),
     )
+
+
+def glass_in(pixels: NDArray[np.uint8]) -> Mask:
+    """Which pixels, uint8 (..., 3), are glass: bool (...)."""
+    return (pixels.min(-1) >= GLASS_LEVEL) & (np.ptp(pixels, -1) < GLASS_COLOUR)
 
 
 def stain_vectors(density: Floats) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""PNG and JPEG, by Pillow: one segment, decoded when it is read. PNG of 16 bits a sample is decoded by imagecodecs."""
+"""PNG, JPEG and BMP, by Pillow: one segment, decoded when it is read; PNG of 16 bits a sample by imagecodecs."""
 
 import warnings
 from collections.abc import Mapping
@@ -50,11 +50,11 @@ def _opened(path: Path) -> "PIL.Image.Image":
     import PIL.Image
 
     PIL.Image.MAX_IMAGE_PIXELS = None  # the level checks the size
-    return PIL.Image.open(path, formats=("PNG", "JPEG"))
+    return PIL.Image.open(path, formats=("PNG", "JPEG", "BMP"))
 
 
 def _spacings(file: "PIL.Image.Image") -> list[Spacing]:
-    """By EXIF, whose numbers have no limit; then by JFIF; of a PNG, by its pHYs chunk."""
+    """By EXIF, whose numbers have no limit; then by JFIF; of a PNG, by its pHYs chunk; a BMP's is not read."""
     if file.format == "PNG":
         x, y = file.info.get("dpi", (0, 0))
         return of_axes(25400 / x, 25400 / y, "the pHYs chunk") if x and y else []

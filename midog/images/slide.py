@@ -1,8 +1,8 @@
 """One protocol for every image, from a PNG to a slide of 60,000 x 60,000 px, read piece by piece.
 
 TIFF is read by tifffile with imagecodecs, vendors' slides by OpenSlide, DICOM by
-pydicom with imagecodecs, MetaImage by numpy, PNG and JPEG by Pillow. Measured on
-one busy core, reading 512 x 512 px at 20 % overlap:
+pydicom with imagecodecs, MetaImage by numpy, PNG, JPEG and BMP by Pillow.
+Measured on one busy core, reading 512 x 512 px at 20 % overlap:
 
     tiled JPEG TIFF           tifffile 2.6 ms a read, OpenSlide 14 ms, which also refuses strips and 16 bits
     `.svs`, JPEG              OpenSlide 15 ms; 30 ms where it holds JPEG 2000
@@ -38,7 +38,7 @@ WHITE = 255
 BAND_BYTES = 32 << 20  # of a level that an overview holds at once
 
 _TIFF = {".tif", ".tiff", ".btf"}
-_PICTURE = {".png", ".jpg", ".jpeg"}
+_PICTURE = {".png", ".jpg", ".jpeg", ".bmp"}
 _WHOLE_SLIDE = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi"}
 _OTHERS = _TIFF | _PICTURE | _WHOLE_SLIDE | {".mha"}
 SUFFIXES = _OTHERS | {".dcm"}
@@ -58,7 +58,7 @@ def open_slide(
     What was changed or assumed is logged as a warning.
 
     Args:
-        path: TIFF, `.mha`, PNG, JPEG, a slide that OpenSlide knows, or DICOM (a file or its folder).
+        path: TIFF, `.mha`, PNG, JPEG, BMP, a slide that OpenSlide knows, or DICOM (a file or its folder).
         um_per_px: of both axes, whatever the file says.
         default_um_per_px: of both axes, where the file says nothing plausible.
         cache: for what is decoded, if several images share one.
@@ -126,7 +126,7 @@ def _reader(path: Path) -> tuple[str, Callable[[Path, Cache], Image]]:
     if suffix == ".mha":
         return "MetaImage", open_metaimage
     if suffix in _PICTURE:
-        return "PNG or JPEG", open_picture
+        return "PNG, JPEG or BMP", open_picture
     if suffix in _WHOLE_SLIDE:
         return f"{suffix} slide", open_whole_slide
     known = " ".join(sorted(SUFFIXES))

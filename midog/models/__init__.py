@@ -18,6 +18,7 @@ DETECTORS: dict[str, "str | Callable[..., nn.Module]"] = {
     "rtmdet": "midog.models.rtmdet:RTMDet",
     "focasnet": "midog.models.focasnet:FoCasNet",
     "centernet": "midog.models.centernet:CenterNet",
+    "torchvision_detector": "midog.models.torchvision_detectors:torchvision_detector",
 }
 DENSE = {"centernet"}  # detectors that give a map, with its `stride`; the others give boxes
 CLASSIFIERS: dict[str, "str | Callable[..., nn.Module]"] = {

@@ -18,7 +18,8 @@ Where the paper leaves a choice open:
 - The anchor-free branch shares these four convolutions and adds one for the class and one for the box (FSAF, figure 4).
 - No sizes of anchors are given: here 3 strides instead of RetinaNet's 4, because figures of 20 to 70 px are small.
 
-The authors' code differs from the paper: its backbone is ResNeXt-50, and it has the anchor-free branch alone.
+The authors' code differs from the paper: its backbone is ResNeXt-50 (Xie et al., arXiv 1611.05431), and it has the
+anchor-free branch alone: `backbone: resnext50, anchor_based: false`.
 
 Written here from the papers. Original code: antifen/mitosis-nuclei-detection,
 licence not checked; none of its weights are used. timm's code is Apache-2.0, each of
@@ -97,7 +98,7 @@ class StandardisedConv2d(nn.Conv2d):
         return self._conv_forward(x, (self.weight - mean) / (deviation + 1e-5), self.bias)
 
 
-Conv = Callable[..., nn.Conv2d]  # (channels in, channels, kernel, stride=1)
+Conv = Callable[..., nn.Conv2d]  # (channels in, channels, kernel, stride=1, groups=1)
 Norm = Callable[[int], nn.Module]
 Attention = Callable[[int], nn.Module]
 
@@ -138,22 +139,30 @@ class BasicBlock(Residual):
 class Bottleneck(Residual):
     """A 3x3 convolution between two 1x1; it has the stride, as in timm."""
 
-    expansion = 4
+    expansion, inner, groups = 4, 1, 1  # widths of the block's output and of its inside; groups of the 3x3
 
     def __init__(self, channels_in: int, width: int, stride: int, conv: Conv, norm: Norm, attention: Attention) -> None:
         super().__init__(channels_in, 4 * width, stride, conv, norm, attention)
-        self.conv1, self.bn1 = conv(channels_in, width, 1), norm(width)
-        self.conv2, self.bn2 = conv(width, width, 3, stride), norm(width)
-        self.conv3, self.bn3 = conv(width, 4 * width, 1), norm(4 * width)
+        inner = self.inner * width
+        self.conv1, self.bn1 = conv(channels_in, inner, 1), norm(inner)
+        self.conv2, self.bn2 = conv(inner, inner, 3, stride, self.groups), norm(inner)
+        self.conv3, self.bn3 = conv(inner, 4 * width, 1), norm(4 * width)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         return self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)))))
 
 
-BACKBONES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+class GroupedBottleneck(Bottleneck):
+    """ResNeXt's, 32x4d: 32 groups of 4 channels and on (arXiv 1611.05431, table 1)."""
+
+    inner, groups = 2, 32
+
+
+BACKBONES: dict[int | str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    "resnext50": (GroupedBottleneck, (3, 4, 6, 3)),
 }
 
 
@@ -161,7 +170,7 @@ class ResNet(nn.Module):
     """ResNet without its classifier.
 
     Args:
-        depth: a key of `BACKBONES`.
+        name: a key of `BACKBONES`.
         stages: how many of the four are built.
         cbam: CBAM in every residual block.
         group_norm: group norm with 32 groups and standardised filters instead of batch norm.
@@ -169,16 +178,17 @@ class ResNet(nn.Module):
     Forward: float (N, 3, H, W), normalised -> a map each of stage 2 and on, with `channels`, at strides 8, 16, 32.
     """
 
-    def __init__(self, depth: int, stages: int, cbam: bool, group_norm: bool) -> None:
+    def __init__(self, name: int | str, stages: int, cbam: bool, group_norm: bool) -> None:
         super().__init__()
         convolution = StandardisedConv2d if group_norm else nn.Conv2d
         norm: Norm = partial(nn.GroupNorm, 32) if group_norm else nn.BatchNorm2d
         attention: Attention = CBAM if cbam else nn.Identity
 
-        def conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-            return kaiming_init(convolution(channels_in, channels, kernel, stride, kernel // 2, bias=False))
+        def conv(channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+            made = convolution(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+            return kaiming_init(made)
 
-        block, counts = BACKBONES[depth]
+        block, counts = BACKBONES[name]
         self.conv1, self.bn1 = conv(3, 64, 7, 2), norm(64)
         self.stages, channels_in = stages, 64
         for stage in range(stages):
@@ -225,13 +235,13 @@ class FPN(nn.Module):
 
 
 class Head(nn.Module):
-    """Class and box outputs of both branches on one level; the same weights serve every level.
+    """Class and box outputs of the branches on one level; the same weights serve every level.
 
-    Forward: (N, width, H, W) -> float32 logits (N, 9 H W) and deltas (N, 9 H W, 4), and if hybrid, logits (N, H W) and
-    distances (N, H W, 4).
+    Forward: (N, width, H, W) -> float32, of the anchor-based branch logits (N, 9 H W) and deltas (N, 9 H W, 4), and of
+    the anchor-free one, if hybrid, logits (N, H W) and distances (N, H W, 4).
     """
 
-    def __init__(self, width: int, depth: int, hybrid: bool) -> None:
+    def __init__(self, width: int, depth: int, hybrid: bool, anchor_based: bool = True) -> None:
         super().__init__()
 
         def tower() -> nn.Sequential:
@@ -248,14 +258,17 @@ class Head(nn.Module):
 
         rare = -math.log((1 - PRIOR) / PRIOR)
         self.class_tower, self.box_tower = tower(), tower()
-        self.anchor_class, self.anchor_box = output(ANCHORS, rare), output(4 * ANCHORS, 0)
-        self.hybrid = hybrid
+        self.hybrid, self.anchor_based = hybrid, anchor_based
+        if anchor_based:
+            self.anchor_class, self.anchor_box = output(ANCHORS, rare), output(4 * ANCHORS, 0)
         if hybrid:
             self.free_class, self.free_box = output(1, rare), output(4, 1 / DISTANCE_UNIT)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         of_class, of_box = self.class_tower(x), self.box_tower(x)
-        outputs = [self.anchor_class(of_class), self.anchor_box(of_box)]
+        outputs: list[torch.Tensor] = []
+        if self.anchor_based:
+            outputs += [self.anchor_class(of_class), self.anchor_box(of_box)]
         if self.hybrid:
             outputs += [self.free_class(of_class), self.free_box(of_box)]
         # float32, because half precision cannot tell a pixel from its neighbour across a tile
@@ -315,7 +328,7 @@ class FoCasNet(nn.Module):
     """M_det.
 
     Args:
-        backbone: depth of the ResNet, 18 or 50; the paper's is 50.
+        backbone: depth of the ResNet, 18 or 50, or "resnext50"; the paper's is 50, the published code's ResNeXt-50.
         cbam: attention in the backbone (table 1).
         group_norm: group norm and weight standardisation in the backbone instead of batch norm (table 1).
         hybrid: the anchor-free branch beside the anchor-based one (table 1; without it, the table's first row).
@@ -323,12 +336,13 @@ class FoCasNet(nn.Module):
             5 are the published code's; figures of 20 to 70 px need 2, whose anchors are 24 to 76 px.
         width: channels of the pyramid and the head.
         depth: convolutions of the head before its outputs.
+        anchor_based: without it, the anchor-free branch alone, which is FSAF (published code; tables 5 and 8).
 
     Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes float32 (N, 4, P) as x0, y0, x1, y1
     in px, logits (N, 1, P): the anchors, then the grid points of the anchor-free branch, each from fine to coarse.
 
     Raises:
-        ValueError: unknown backbone, no level.
+        ValueError: unknown backbone, no level, no branch.
     """
 
     mean: torch.Tensor
@@ -336,44 +350,48 @@ class FoCasNet(nn.Module):
 
     def __init__(
         self,
-        backbone: int = 50,
+        backbone: int | str = 50,
         cbam: bool = True,
         group_norm: bool = True,
         hybrid: bool = True,
         levels: int = 5,
         width: int = 256,
         depth: int = 4,
+        anchor_based: bool = True,
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is not one of {', '.join(map(str, BACKBONES))}")
         if levels < 1:
             raise ValueError(f"at least one level expected, got {levels}")
+        if not (hybrid or anchor_based):
+            raise ValueError("no branch: hybrid or anchor_based expected")
         self.backbone = ResNet(backbone, 1 + min(levels, 3), cbam, group_norm)
         self.fpn = FPN(self.backbone.channels, width, levels)
-        self.head = Head(width, depth, hybrid)
+        self.head = Head(width, depth, hybrid, anchor_based)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def branches(self, x: torch.Tensor) -> tuple[AnchorBased, AnchorFree | None]:
-        """Raw outputs for the loss: `AnchorBased`, and `AnchorFree` or None."""
+    def branches(self, x: torch.Tensor) -> tuple[AnchorBased | None, AnchorFree | None]:
+        """Raw outputs for the loss; None for a branch that is not there."""
         maps = self.fpn(self.backbone((x - self.mean) / self.std))
-        logits, deltas, *of_free = (torch.cat(each, 1) for each in zip(*map(self.head, maps), strict=True))
+        outputs = [torch.cat(each, 1) for each in zip(*map(self.head, maps), strict=True)]
         points, anchors, levels = [], [], []
         for level, each in enumerate(maps):
             stride = FINEST_STRIDE << level
             points.append(grid_points(each.shape[2], each.shape[3], stride, x.device))
             anchors.append(anchors_at(points[-1], stride))
             levels.append(torch.full((len(points[-1]),), level, device=x.device))
-        based = AnchorBased(logits, deltas, torch.cat(anchors))
-        if not self.head.hybrid:
-            return based, None
-        free_logits, distances = of_free
-        return based, AnchorFree(free_logits, distances, torch.cat(points), torch.cat(levels))
+        based = AnchorBased(outputs[0], outputs[1], torch.cat(anchors)) if self.head.anchor_based else None
+        free = AnchorFree(outputs[-2], outputs[-1], torch.cat(points), torch.cat(levels)) if self.head.hybrid else None
+        return based, free
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         based, free = self.branches(x)
-        boxes, logits = [decode_deltas(based.deltas, based.anchors)], [based.logits]
+        boxes, logits = [], []
+        if based:
+            boxes.append(decode_deltas(based.deltas, based.anchors))
+            logits.append(based.logits)
         if free:
             boxes.append(decode_distances(free.distances, free.points, free.levels))
             logits.append(free.logits)

@@ -7,11 +7,18 @@ widths and parameter names are those of mmdetection 3.3 (configs/rtmdet), so
 that the tensors of its public checkpoints load strictly. Written here from the
 paper and those configurations.
 
+In place of CSPNeXt may stand a network of timm, ConvNeXt or Swin, as in
+mmdetection's rtmdet_l_convnext_b and rtmdet_l_swin_b: neck and head are those of
+the size, but for the neck's widths, which are the backbone's. Theirs have group
+norm in neck and head and, as they are theirs, norms behind the backbone's maps;
+ours has batch norm, as the other sizes, and no norm between the two.
+
 Original code: open-mmlab/mmdetection, Apache-2.0, and so are its published weights.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,10 +147,29 @@ class CSPNeXt(nn.Module):
         return fine, middle, self.stage4(middle)
 
 
-class CSPNeXtPAFPN(nn.Module):
-    """The neck: down the pyramid and up again; three maps -> three maps of equal width."""
+def timm_maps(name: str) -> Any:
+    """A network of timm without its classifier: float (N, 3, H, W) -> its maps of stride 8, 16 and 32; see `.model`.
 
-    def __init__(self, channels: Sequence[int], blocks: int) -> None:
+    Raises:
+        ValueError: it has no such maps, or is none of timm.
+    """
+    import timm  # here, because it costs more than the forward of a small network that does without
+
+    # Swin is made for one size: its windows and their masks have to follow the tile's.
+    sizes = {"strict_img_size": False, "always_partition": True} if name.startswith("swin_") else {}
+    try:
+        maps = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(1, 2, 3), **sizes)
+    except (RuntimeError, AssertionError, IndexError) as error:
+        raise ValueError(f"backbone {name!r} is no network of timm with four stages ({error})") from None
+    if (strides := maps.feature_info.reduction()) != list(STRIDES):
+        raise ValueError(f"backbone {name!r} has maps of strides {strides}, {list(STRIDES)} expected")
+    return maps
+
+
+class CSPNeXtPAFPN(nn.Module):
+    """The neck: down the pyramid and up again; three maps of `channels` -> three maps of `width`."""
+
+    def __init__(self, channels: Sequence[int], width: int, blocks: int) -> None:
         super().__init__()
         fine, middle, coarse = channels
 
@@ -154,7 +180,7 @@ class CSPNeXtPAFPN(nn.Module):
         self.top_down_blocks = nn.ModuleList([layer(2 * middle, middle), layer(2 * fine, fine)])
         self.downsamples = nn.ModuleList([Conv(fine, fine, 3, 2), Conv(middle, middle, 3, 2)])
         self.bottom_up_blocks = nn.ModuleList([layer(2 * fine, middle), layer(2 * middle, coarse)])
-        self.out_convs = nn.ModuleList(Conv(each, fine, 3) for each in channels)
+        self.out_convs = nn.ModuleList(Conv(each, width, 3) for each in channels)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         fine, middle, coarse = maps
@@ -232,31 +258,41 @@ class RTMDet(nn.Module):
     Args:
         size: "tiny", "s", "m", "l" or "x".
         num_classes: outputs.
+        backbone: a network of timm in place of CSPNeXt, such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
 
     Forward: float (N, 3, H, W) RGB in [0, 1], H and W multiples of 32 -> boxes float32 (N, 4, P) as x0, y0, x1, y1 in
     px, logits (N, num_classes, P), where P counts the points of `grid_points`.
 
     Raises:
-        ValueError: unknown size.
+        ValueError: unknown size, or a backbone without maps of stride 8, 16 and 32.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, size: str, num_classes: int = 1) -> None:
+    def __init__(self, size: str, num_classes: int = 1, backbone: str = "") -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
         depth, width, neck_blocks, exponential = SIZES[size]
         channels = [int(each * width) for each in (256, 512, 1024)]
-        self.backbone = CSPNeXt(depth, width)
-        self.neck = CSPNeXtPAFPN(channels, neck_blocks)
+        widths, mean, std = channels, torch.tensor(BGR_MEAN) / 255, torch.tensor(BGR_STD) / 255
+        self.blue_first = not backbone
+        self.backbone: nn.Module
+        if backbone:
+            self.backbone = maps = timm_maps(backbone)
+            widths = maps.feature_info.channels()
+            mean, std = (torch.tensor(maps.pretrained_cfg[each]) for each in ("mean", "std"))
+        else:
+            self.backbone = CSPNeXt(depth, width)
+        self.neck = CSPNeXtPAFPN(widths, channels[0], neck_blocks)
         self.bbox_head = RTMDetSepBNHead(channels[0], num_classes, exponential)
-        self.register_buffer("mean", torch.tensor(BGR_MEAN)[:, None, None] / 255, persistent=False)
-        self.register_buffer("std", torch.tensor(BGR_STD)[:, None, None] / 255, persistent=False)
+        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("std", std[:, None, None], persistent=False)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = ((x.flip(1) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = x.flip(1) if self.blue_first else x
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         distances, logits = self.bbox_head(self.neck(self.backbone(x)))
         points, _ = grid_points(x.shape[2], x.shape[3], x.device)
         left_top, right_bottom = distances.float().chunk(2, 1)

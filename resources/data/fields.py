@@ -8,7 +8,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from midog.errors import UserError, brief
 from midog.evaluation.metrics import MATCH_UM
 from midog.evaluation.splits import Split
 from midog.evaluation.tables import (
+    BOX_COLUMNS,
     CLASSES,
     FIGURE_COLUMNS,
     UNCLEAR,
@@ -28,6 +29,7 @@ from midog.evaluation.tables import (
     split_selection,
 )
 from midog.images.slide import ArraySlide, Slide, at_spacing
+from midog.images.stain import stain_normalised
 from resources.data.crop_regions import CropRegion, read_crop_regions
 from resources.data.on_demand import CACHE_BYTES, OnDemandSlide
 
@@ -55,6 +57,8 @@ class Field(Slide):
             cells that may be either.
         corner: of the first pixel in the file, px of the file.
         factor: px to a px of the file, (x, y).
+        figure_boxes: float32 (N, 4), corners x0, y0, x1, y1 in px of the mitotic figures' boxes, NaN where a figure has
+            none; None where the table has no boxes.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Field(Slide):
     unclear: NDArray[np.float32] = field(default_factory=_no_points)
     corner: tuple[int, int] = (0, 0)
     factor: tuple[float, float] = (1.0, 1.0)
+    figure_boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.slide.size, self.slide.um_per_px, self.slide.origin_mm)
@@ -80,14 +85,21 @@ class Field(Slide):
         if slide is self.slide:
             return self
         x, y = (found / um_per_px for found in self.um_per_px)
+        boxes = self.figure_boxes
         return replace(
             self,
             slide=slide,
             figures=scale_points(self.figures, (x, y)),
             hard_negatives=scale_points(self.hard_negatives, (x, y)),
             unclear=scale_points(self.unclear, (x, y)),
+            figure_boxes=boxes if boxes is None else scale_points(boxes.reshape(-1, 2), (x, y)).reshape(-1, 4),
             factor=(self.factor[0] * x, self.factor[1] * y),
         )
+
+    def normalised(self, stain_normalisation: Literal["none", "macenko"]) -> "Field":
+        """Itself as a detector of this `stain_normalisation` reads it: see `midog.images.stain`."""
+        slide = stain_normalised(self.slide, self.name) if stain_normalisation == "macenko" else self.slide
+        return self if slide is self.slide else replace(self, slide=slide)
 
     def in_file(self, points: ArrayLike) -> NDArray[np.float32]:
         """Points, float (N, 2) in px, in px of the file."""
@@ -151,7 +163,10 @@ def _read_field(folder: Path, row: Any, figures: pd.DataFrame) -> Field:
         return inside[inside.label == label][["x", "y"]].to_numpy(np.float32)
 
     mitotic, others, unclear = map(centres, (*CLASSES, UNCLEAR))
-    return Field(row.name, row.case, folder.resolve().name, slide, mitotic, others, unclear)
+    boxes = None
+    if {*BOX_COLUMNS} <= {*inside.columns}:
+        boxes = inside[inside.label == CLASSES[0]][[*BOX_COLUMNS]].to_numpy(np.float32)
+    return Field(row.name, row.case, folder.resolve().name, slide, mitotic, others, unclear, figure_boxes=boxes)
 
 
 def labels_inside(path: Path, size: tuple[int, int], said: tuple[int, int], figures: pd.DataFrame) -> pd.DataFrame:

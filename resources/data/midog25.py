@@ -6,11 +6,14 @@ majority. AMF is an atypical mitotic figure, NMF a normal one. The third expert
 voted only where the first two disagreed.
 """
 
+import logging
 from pathlib import Path
 
 import pandas as pd
 
 from midog.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LABELS = {"NMF": 0, "AMF": 1}
 NEEDED = ("image_id", "filename", "coordinateX", "coordinateY", "Tumor", "majority")
@@ -59,4 +62,20 @@ def read_midog25(path: Path) -> pd.DataFrame:
     for column, name in (("Species", "species"), ("Scanner", "scanner"), ("Origin", "origin")):
         if column in source:
             table[name] = source[column]
-    return table.join(votes.astype("Int64"))
+    return once(path, table.join(votes.astype("Int64")))
+
+
+def once(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Every crop once, those of both classes not at all; what is left out is told.
+
+    Args:
+        path: of the table, for messages.
+        table: DataFrame with the columns file and label, one row a crop.
+    """
+    in_both = table.groupby("file").label.transform("nunique") > 1
+    again = table.file.duplicated() & ~in_both
+    for rows, said in ((again, "listed twice, taken once"), (in_both, "in both classes, left out")):
+        if rows.any():
+            names = table.file[rows].unique()
+            logger.warning(f"{path}: crops {said}: {len(names)}, the first {Path(names[0]).name}")
+    return table[~again & ~in_both].reset_index(drop=True)

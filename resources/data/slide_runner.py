@@ -17,17 +17,48 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 import pandas as pd
 
-from midog.errors import UserError
+from midog.errors import UserError, brief
+from midog.evaluation.provenance import BERLIN, CS2, MAMMARY, MAST_CELL
+from resources.data.cells import boxes_around
 from resources.data.class_names import BACKGROUND, MITOTIC, UNCLEAR, meaning
 
 logger = logging.getLogger(__name__)
 
 POLYGON = 3  # of Annotations.type: outlines of tumor and regions, no cells
-HALF_BOX_PX = 25  # the data sets' own COCO files draw 50 px squares around the points
+NEEDED = {
+    "Slides": {"uid", "filename"},
+    "Classes": {"uid", "name"},
+    "Annotations": {"uid", "slide", "type", "agreedClass"},
+    "Annotations_coordinates": {"annoId", "coordinateX", "coordinateY"},
+}
+TEST_SLIDES = {  # as in the notebooks of DeepMicroscopy/MITOS_WSI_CCMCT and /MITOS_WSI_CMC
+    "ccmct": (
+        "be10fa37ad6e88e1f406",
+        "f3741e764d39ccc4d114",
+        "c86cd41f96331adf3856",
+        "552c51bfb88fd3e65ffe",
+        "8c9f9618fcaca747b7c3",
+        "c91a842257ed2add5134",
+        "dd4246ab756f6479c841",
+        "f26e9fcef24609b988be",
+        "96274538c93980aad8d6",
+        "add0a9bbc53d1d9bac4c",
+        "1018715d369dd0df2fc0",
+    ),
+    "cmc": (
+        "2d56d1902ca533a5b509",
+        "69a02453620ade0edefd",
+        "4eee7b944ad5e46c60ce",
+        "b1bdee8e5e3372174619",
+        "e09512d530d933e436d5",
+        "022857018aa597374b6c",
+        "13528f1921d4f1f15511",
+    ),
+}
+DOMAINS = {"ccmct": (MAST_CELL, BERLIN, CS2), "cmc": (MAMMARY, BERLIN, CS2)}
 
 SLIDES = """
-SELECT uid AS slide, filename, {directory} AS directory,
-       COALESCE(width, 0) AS width, COALESCE(height, 0) AS height
+SELECT uid AS slide, filename, {directory} AS directory, {width} AS width, {height} AS height
 FROM Slides ORDER BY uid
 """
 CELLS = """
@@ -62,16 +93,17 @@ def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{path}: not found; give a .sqlite file of SlideRunner")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            columns = {
-                table: pd.read_sql(f"PRAGMA table_info({table})", database).name.to_list()
-                for table in ("Annotations", "Slides")
-            }
+            columns = _columns(path, database)
             kept = "COALESCE(Annotations.deleted, 0) = 0" if "deleted" in columns["Annotations"] else "TRUE"
-            directory = "COALESCE(directory, '')" if "directory" in columns["Slides"] else "''"
-            slides = pd.read_sql(SLIDES.format(directory=directory), database)
+            optional = {"directory": "''", "width": "0", "height": "0"}
+            filled = {
+                name: f"COALESCE({name}, {default})" if name in columns["Slides"] else default
+                for name, default in optional.items()
+            }
+            slides = pd.read_sql(SLIDES.format(**filled), database)
             figures = pd.read_sql(CELLS.format(polygon=POLYGON, kept=kept), database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise UserError(f"{path}: not a database of SlideRunner ({error}); download it again") from None
+        raise UserError(f"{path}: not a database of SlideRunner ({brief(error)}); download it again") from None
     images = _named(slides)
     figures = figures[figures.slide.isin(slides.slide)].reset_index(drop=True)
     figures["image"] = figures.slide.map(dict(zip(slides.slide, images.image, strict=True)))
@@ -83,10 +115,28 @@ def read_slide_runner(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{path}: no mitotic figure in it; give one of the data set's databases of cells")
     figures = figures[figures.label != BACKGROUND].reset_index(drop=True)
     figures["x"], figures["y"] = (figures.x0 + figures.x1) / 2, (figures.y0 + figures.y1) / 2
+    corners = ["x0", "y0", "x1", "y1"]
     points = (figures.x0 == figures.x1) & (figures.y0 == figures.y1)
-    for corner, side in (("x0", -1), ("y0", -1), ("x1", 1), ("y1", 1)):
-        figures[corner] = figures[corner] + side * HALF_BOX_PX * points
-    return images, figures[["image", "x", "y", "x0", "y0", "x1", "y1", "label"]]
+    figures[corners] = figures[corners].mask(points, boxes_around(figures)[corners])
+    return images, figures[["image", "x", "y", *corners, "label"]]
+
+
+def of_set(name: str, images: pd.DataFrame) -> pd.DataFrame:
+    """MITOS_WSI_CCMCT's (`ccmct`) or MITOS_WSI_CMC's (`cmc`) images with tumor, laboratory, scanner and split."""
+    tumor, laboratory, scanner = DOMAINS[name]
+    split = images.case.isin(TEST_SLIDES[name]).map({True: "test", False: "train"})
+    return images.assign(tumor=tumor, laboratory=laboratory, scanner=scanner, split=split)
+
+
+def _columns(path: Path, database: sqlite3.Connection) -> dict[str, set[str]]:
+    """The columns of the tables that are read."""
+    columns = {table: set(pd.read_sql(f"PRAGMA table_info({table})", database).name) for table in NEEDED}
+    for table, needed in NEEDED.items():
+        missing = sorted(needed - columns[table])
+        if missing:
+            what = f"table {table} has no {', '.join(missing)}" if columns[table] else f"table {table} is missing"
+            raise UserError(f"{path}: {what}: not a database of SlideRunner of a known version; download it again")
+    return columns
 
 
 def _named(slides: pd.DataFrame) -> pd.DataFrame:

@@ -73,25 +73,32 @@ def stack(pages: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
     return np.stack([crop(generator, kind) for kind in kinds]), kinds
 
 
-def region(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int_], NDArray[np.int_]]:
+def region(
+    seed: int,
+    size: tuple[int, int] = REGION_SIZE,
+    figure_kinds: Sequence[str] = REGION_FIGURES,
+    imposter_kinds: Sequence[str] = REGION_IMPOSTERS,
+) -> tuple[NDArray[np.uint8], NDArray[np.int_], NDArray[np.int_]]:
     """A region with tumour, stroma and glass.
 
     Args:
         seed: of everything that is drawn.
+        size: (width, height), px of .25 um.
+        figure_kinds, imposter_kinds: of `FIGURES` and `IMPOSTERS`, one a cell.
 
     Returns:
-        pixels: uint8 (H, W, 3), `REGION_SIZE` at .25 um/px.
-        figures: int (N, 2), the middles of `REGION_FIGURES` as x, y in px.
-        imposters: int (M, 2), those of `REGION_IMPOSTERS`.
+        pixels: uint8 (H, W, 3).
+        figures: int (N, 2), the middles of the figures as x, y in px.
+        imposters: int (M, 2), those of the imposters.
     """
     generator = np.random.default_rng(seed)
     border = SIDE // 2  # so that cells on the edge are drawn, too
-    shape = REGION_SIZE[1] + 2 * border, REGION_SIZE[0] + 2 * border
+    shape = size[1] + 2 * border, size[0] + 2 * border
     tissue, stroma = areas(generator, shape)
     cells = jittered_grid(generator, TUMOUR_STEP, shape)
     candidates = where(tissue * (1 - stroma) > 0.9, inside(cells, 2 * border, shape))
-    chosen = apart(generator, candidates, len(REGION_FIGURES) + len(REGION_IMPOSTERS), APART)
-    figures, imposters = np.split(chosen, [len(REGION_FIGURES)])
+    chosen = apart(generator, candidates, len(figure_kinds) + len(imposter_kinds), APART)
+    figures, imposters = np.split(chosen, [len(figure_kinds)])
     cells = cells[KDTree(chosen).query(cells)[0] > FREE]
 
     tumour_layers = cytoplasm(generator, np.vstack([cells, chosen]), shape)
@@ -101,8 +108,8 @@ def region(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int_], NDArray[np.i
     spots = jittered_grid(generator, STROMA_STEP, shape)
     draw_stroma_nuclei(generator, where(stroma > 0.9, spots), haematoxylin, eosin)
     for places, kinds, draw in (
-        (figures, REGION_FIGURES, draw_figure),
-        (imposters, REGION_IMPOSTERS, draw_imposter),
+        (figures, figure_kinds, draw_figure),
+        (imposters, imposter_kinds, draw_imposter),
     ):
         for place, kind in zip(places, kinds, strict=True):
             part = around(place, SIDE)

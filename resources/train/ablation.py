@@ -8,7 +8,8 @@ of 64 to 256 px, scaled to 7/4 of the side that the network was trained on (patc
 there, where patches of 64 px were trained on at 128 px).
 
 Each variant is written to OUT as a system of its own, its operating point chosen on these fields, so that `predict
---model OUT --system VARIANT` and `evaluate` can run it. One that is there already is not run again.
+--model OUT --system VARIANT` and `evaluate` can run it: `--only member2` exports one weight average of a run alone. One
+that is there already is not run again.
 """
 
 import argparse
@@ -49,7 +50,8 @@ def variants_of(system: System) -> dict[str, System]:
     detector = replace(system.detector, members=tuple(replace(each, shared="") for each in system.detector.members))
     bare = replace(system, detector=detector, made=replace(system.made, metrics={}))
     if system.classifier:
-        side = round(SEEN * SCALED * (system.classifier.members[0].input_px or system.classifier.input_px))
+        learnt_at = system.training.get("classifier", {}).get("input_px") or system.classifier.members[0].input_px
+        side = round(SEEN * SCALED * (learnt_at or system.classifier.input_px))
         members = tuple(replace(each, shared="", field_um=None, input_px=None) for each in system.classifier.members)
         classifier = replace(system.classifier, input_px=side, members=members)
         seen = {f"patch_{px}": replace(classifier, field_um=SEEN * px * UM_PER_PX) for px in PATCHES}

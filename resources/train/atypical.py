@@ -14,9 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from midog.calibration import Calibration
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
-from midog.evaluation.held_out import evaluate_held_out
+from midog.evaluation.held_out import RAW, evaluate_held_out
 from midog.evaluation.splits import read_split
 from midog.system import DataSource, Made
 from resources.data.crops import read_crops
@@ -73,12 +74,12 @@ def train(argv: Sequence[str] | None) -> None:
         weights={fold: out / f"fold{fold}" / "weights.safetensors" for fold in folds},
         options=plan.classifier.options | {"num_classes": 1 + len(names)},
         recipe=msgspec.to_builtins(recipe) | {"subclasses": names, "crops": len(crops)},
-        calibration=calibration,
+        calibration=calibration if recipe.calibrate else Calibration(),
         made=Made(
             code=commit(),
             data=tuple(DataSource(set=name) for name in crops.sets),
             pretrained={"classifier": pretrained} if pretrained else {},
-            metrics={"out_of_fold": metrics["overall"]},
+            metrics={"out_of_fold": metrics["overall"] if recipe.calibrate else metrics["raw"][RAW]},
         ),
     )
 

@@ -5,7 +5,8 @@
 
 Wang et al., arXiv 2301.07627, section 3.1. The recipe is `training.detector` of resources/systems/NAME.yaml (focasnet
 is the paper's, focasnet_small a processor's); `--set detector.options.cbam=false` and the like switch its parts, as the
-paper's table 1 does. OUT/model/NAME/ is the export; python -m resources.train.candidates adds M_class.
+paper's table 1 does; `detector.options.backbone=resnext50 detector.options.anchor_based=false` is the published code's
+network. OUT/model/NAME/ is the export; python -m resources.train.candidates adds M_class.
 """
 
 import sys

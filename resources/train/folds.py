@@ -18,18 +18,21 @@ come from the predictions, and so do honest figures:
 """
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from midog.errors import UserError, exit_code
 from midog.evaluation.splits import TEST, TRAIN, VALIDATION, read_split
 from midog.files import write_file
 from resources.data.fields import read_fields
 from resources.data.tissue import tissue_of
-from resources.train import candidates, centernet, focasnet, rtmdet, yolo11
+from resources.train import candidates, centernet, focasnet, rtmdet, torchvision_detector, yolo11
 from resources.train.kit.joined import MINED, join_folds, mine_fold, predict_fold
 
 TRAININGS = {
@@ -37,6 +40,7 @@ TRAININGS = {
     "centernet": centernet,
     "focasnet": focasnet,
     "rtmdet": rtmdet,
+    "torchvision_detector": torchvision_detector,
     "yolo11": yolo11,
 }
 
@@ -51,6 +55,8 @@ def train(argv: Sequence[str] | None) -> None:
     parser.add_argument("--mine", type=float, metavar="SCORE", help="write OUT/mined.csv, of so much at least")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     known, options = parser.parse_known_args(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("folds: started by torchrun; give the command without it: each fold is trained on all GPUs")
     split = read_split(known.split)
     folds = [name for name in split.names if name not in (TRAIN, VALIDATION, TEST)]
     if len(folds) < 2:
@@ -61,7 +67,7 @@ def train(argv: Sequence[str] | None) -> None:
         if not list(folder.glob("model/*/model.yaml")):
             own = [option.replace("{fold}", fold) for option in options if option != "--resume"]
             own += ["--resume"] * (folder / "recipe.yaml").exists()
-            if TRAININGS[known.training].main([*same, *own, "--fold", fold, "--out", str(folder)]):
+            if _train_on_all_gpus(known.training, [*same, *own, "--fold", fold, "--out", str(folder)], known.device):
                 raise UserError(f"{folder}: the training of this fold failed, see above; give the same command again")
         predict_fold(folder, known.data, split, fold, known.out / "out_of_fold", known.device)
         if known.mine is not None:
@@ -70,6 +76,15 @@ def train(argv: Sequence[str] | None) -> None:
         mined = pd.concat([pd.read_csv(folder / MINED) for folder in folders])
         write_file(known.out / MINED, mined.to_csv(index=False))
     join_folds(folders, known.out / "model", tissue_of(read_fields(known.data, split, folds)))
+
+
+def _train_on_all_gpus(training: str, argv: Sequence[str], device: str) -> int:
+    """The exit code of a fold's training; where there are several GPUs, it is a process for each."""
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if gpus < 2:
+        return TRAININGS[training].main(argv)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+    return subprocess.run([*launch, "-m", f"resources.train.{training}", *argv]).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from midog.errors import UserError
 from midog.evaluation.splits import TEST, VALIDATION, Split, read_split
@@ -145,9 +145,11 @@ class TrainingData(NamedTuple):
     validation: list[Field]
     crops: list[Field]
 
-    def at(self, um_per_px: float) -> "TrainingData":
-        """All of them at a spacing; what is learnt from decoded, where it fits in memory."""
-        fields, validation, crops = ([each.at(um_per_px) for each in fields] for fields in self)
+    def at(self, um_per_px: float, stain_normalisation: Literal["none", "macenko"] = "none") -> "TrainingData":
+        """All of them at a spacing, as a detector sees them; what is learnt from decoded, where it fits in memory."""
+        fields, validation, crops = (
+            [each.normalised(stain_normalisation).at(um_per_px) for each in fields] for fields in self
+        )
         return TrainingData(in_memory(fields), validation, in_memory(crops))
 
 

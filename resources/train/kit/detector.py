@@ -61,8 +61,9 @@ class DetectorRecipe(LoopRecipe, frozen=True, kw_only=True):
         tile: px of a training tile, width and height.
         steps_an_epoch: tiles are drawn, so an epoch is as long as one says.
         loss: a name that the script knows.
-        sampling: what tiles are drawn around: "balanced" over datasets, slides and classes, or the fraction of each
-            `Source`; see `resources.train.kit.sampler`.
+        sampling: what tiles are drawn around: "balanced" over datasets, slides and classes, plain tissue among them, or
+            "balanced_cells" without that, or the fraction of each `Source`; see `resources.train.kit.sampler`.
+        boxes: of figures: "square", of the detector's `box_um`, or as they are "labelled".
         criterion: what an epoch is the best by: the lowest "validation_loss", on tiles, or the highest
             "average_precision", on whole fields.
         validation_tiles: how many the validation loss is measured on.
@@ -72,7 +73,8 @@ class DetectorRecipe(LoopRecipe, frozen=True, kw_only=True):
     tile: tuple[TileSide, TileSide]
     steps_an_epoch: Count
     loss: str
-    sampling: Literal["balanced"] | Annotated[dict[Source, NotNegative], Meta(min_length=1)]
+    sampling: Literal["balanced", "balanced_cells"] | Annotated[dict[Source, NotNegative], Meta(min_length=1)]
+    boxes: Literal["square", "labelled"] = "square"
     criterion: Literal["validation_loss", "average_precision"]
     validation_tiles: Count = 256
     augmentation: TileAugmentation
@@ -103,7 +105,7 @@ class DetectorTask:
     ) -> None:
         self.network, self.recipe, self.part, self.device = network, recipe, part, device
         self.compute_loss = loss
-        data = data.at(part.um_per_px)
+        data = data.at(part.um_per_px, part.stain_normalisation)
         self.fields = data.validation
         check_window(recipe.tile, data.fields)
         self.layout = memory_format_of(network)
@@ -118,10 +120,11 @@ class DetectorTask:
             [],
             recipe.tile,
             part.box_um,
-            BalancedSampler(held_out),
+            BalancedSampler(held_out, plain_tissue=recipe.sampling != "balanced_cells"),
             TileAugmentation(),
             recipe.seed,
             whole_boxes=part.network in DENSE,
+            labelled_boxes=recipe.boxes == "labelled",
         )
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -198,22 +201,26 @@ class DetectorTask:
 def training_tiles(recipe: DetectorRecipe, part: Detector, data: TrainingData) -> TileDataset:
     """The tiles that a recipe learns from, of fields and crops at the detector's um per pixel."""
     sampler: BalancedSampler | FixedFractionSampler
-    if recipe.sampling == "balanced":
-        sampler = BalancedSampler(data.fields, data.crops)
+    if isinstance(recipe.sampling, str):
+        sampler = BalancedSampler(data.fields, data.crops, recipe.sampling == "balanced")
     else:
         sampler = FixedFractionSampler(data.fields, len(data.crops), recipe.sampling)
     mosaics = recipe.augmentation.mosaic_epochs * recipe.steps_an_epoch * recipe.batch
-    return TileDataset(
-        data.fields,
-        data.crops,
-        recipe.tile,
-        part.box_um,
-        sampler,
-        recipe.augmentation,
-        recipe.seed,
-        mosaics,
-        whole_boxes=part.network in DENSE,
-    )
+    try:
+        return TileDataset(
+            data.fields,
+            data.crops,
+            recipe.tile,
+            part.box_um,
+            sampler,
+            recipe.augmentation,
+            recipe.seed,
+            mosaics,
+            whole_boxes=part.network in DENSE,
+            labelled_boxes=recipe.boxes == "labelled",
+        )
+    except ValueError as error:
+        raise UserError(f"training.detector.augmentation: {error}; change it with --set") from None
 
 
 def check_window(tile: Sequence[int], fields: Sequence[Field]) -> None:

@@ -165,7 +165,7 @@ def anchor_free_loss(
 
 
 def focasnet_loss(
-    outputs: tuple[AnchorBased, AnchorFree | None], truths: Sequence[torch.Tensor], total: Total = itself
+    outputs: tuple[AnchorBased | None, AnchorFree | None], truths: Sequence[torch.Tensor], total: Total = itself
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of a batch.
 
@@ -175,20 +175,24 @@ def focasnet_loss(
         total: of a count, over the whole batch that these images are a part of.
 
     Returns:
-        Scalar with a gradient, and its parts by name, without: anchor_class, anchor_box, and with an anchor-free branch
-        free_class, free_box, already weighted.
+        Scalar with a gradient, and its parts by name, without: of the branches that there are anchor_class, anchor_box,
+        free_class and free_box, already weighted.
 
     Raises:
         ValueError: not one entry of `truths` an image.
     """
     based, free = outputs
-    if len(truths) != len(based.logits):
-        raise ValueError(f"truths of {len(truths)} images for outputs of {len(based.logits)}")
-    device = based.logits.device
+    logits = (based or free).logits  # type: ignore[union-attr]  # one is there
+    if len(truths) != len(logits):
+        raise ValueError(f"truths of {len(truths)} images for outputs of {len(logits)}")
+    device = logits.device
     image = torch.repeat_interleave(torch.arange(len(truths)), torch.tensor([len(each) for each in truths])).to(device)
     table = torch.cat(list(truths)).to(device, torch.float32)
-    parts = dict(zip(("anchor_class", "anchor_box"), anchor_based_loss(based, table, image, total), strict=True))
+    parts: dict[str, torch.Tensor] = {}
+    if based:
+        parts |= zip(("anchor_class", "anchor_box"), anchor_based_loss(based, table, image, total), strict=True)
     if free:
-        of_free = (ANCHOR_FREE_WEIGHT * each for each in anchor_free_loss(free, table, image, total))
+        weight = ANCHOR_FREE_WEIGHT if based else 1.0  # beside the anchors' alone
+        of_free = (weight * each for each in anchor_free_loss(free, table, image, total))
         parts |= zip(("free_class", "free_box"), of_free, strict=True)
     return sum(parts.values(), torch.zeros((), device=device)), {name: part.detach() for name, part in parts.items()}

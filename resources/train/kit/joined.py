@@ -119,7 +119,8 @@ def join_folds(folders: Sequence[Path], out: Path, tissue: Tissue | None) -> Non
         joined = replace(joined, classifier=replace(first.classifier, members=of_classifiers))
     made = Made(code=first.made.code, data=_sources(systems), pretrained=first.made.pretrained, tissue=tissue)
     write_model(target, replace(joined, made=made))
-    logger.info("%d networks in %s; choose its threshold with midog tune --predictions", len(systems), target)
+    networks = len(members) + (len(joined.classifier.members) if joined.classifier else 0)
+    logger.info("%d networks in %s; choose its threshold with midog tune --predictions", networks, target)
 
 
 def _sources(systems: Sequence[System]) -> tuple[DataSource, ...]:

@@ -7,6 +7,7 @@ every tensor that has its place in ours, and says which layers stay new.
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+import torchvision
 from timm.models import resolve_model_input_args
 from torch import nn
 
@@ -53,6 +55,8 @@ RTMDET_FILES = {  # each name ends with the first digits of the file's sha256
     "x": "rtmdet_x_8xb32-300e_coco_20220715_230555-cc79b9ae.pth",
 }
 YOLO11_URL = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
+TORCHVISION_CLASSES = 91  # of its COCO weights, the background among them
+TORCHVISION_LAST = ("detector.roi_heads.box_predictor", "detector.head.classification_head")  # Faster R-CNN's, SSD's
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +82,8 @@ def load_start(
         network: what `kind` and `options` build; the number of its outputs may differ.
         kind: a name in `midog.models.DETECTORS` or `CLASSIFIERS`.
         options: of its constructor.
-        given: --pretrained: a name ("coco" for RTMDet and YOLO11, timm's for all others), a file, "none" for random
-            weights, or None for what the recipe says.
+        given: --pretrained: a name ("coco" for RTMDet, YOLO11 and torchvision's detectors, timm's for all others), a
+            file, "none" for random weights, or None for what the recipe says.
         recipe: its `pretrained`, in the same words; "" is "none".
         input_px: side of a classifier's input, px: networks of timm that are made for one size are resampled to it.
 
@@ -219,7 +223,10 @@ def _fill_convnextv2(network: nn.Module, options: Mapping[str, Any], start: str,
 
 
 def _fill_rtmdet(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
-    """mmdetection's, or ours; of another number of classes, all but the class layers."""
+    """mmdetection's, or ours; of another number of classes, all but the class layers. For a backbone of timm, its."""
+    if backbone := options.get("backbone"):
+        assert isinstance(network, RTMDet)
+        return _fill_encoder(network, "backbone", network.backbone, backbone, start)
     size, last = options["size"], "bbox_head.rtm_cls"
     file = RTMDET_FILES[size]
     url = f"{RTMDET_URL}/{file.partition('_coco_')[0]}_coco/{file}"
@@ -289,10 +296,11 @@ def _paired_layers(theirs: nn.Module, ours: nn.Module, their_path: str, our_path
 
 
 def _fill_focasnet(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
-    """A ResNet for the backbone, with timm's or torchvision's names."""
+    """A ResNet, or ResNeXt-50 32x4d, for the backbone, with timm's or torchvision's names."""
     assert isinstance(network, FoCasNet)
     read = _from_file(Path(start)) if _is_file(start) else _from_timm(start)
-    backbone, name = network.backbone, f"ResNet-{options.get('backbone', 50)}"
+    backbone, name = network.backbone, options.get("backbone", 50)
+    name = "ResNeXt-50 32x4d" if name == "resnext50" else f"ResNet-{name}"
     expected = {key: value for key, value in backbone.state_dict().items() if ".attention." not in key}
     unused = ["fc", *(f"layer{stage}" for stage in range(backbone.stages + 1, 5))]
     state = _without(with_names_of(read.state, expected), unused)
@@ -304,17 +312,50 @@ def _fill_focasnet(network: nn.Module, options: Mapping[str, Any], start: str, i
 
 
 def _fill_centernet(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
-    """The encoder, of timm's network of its name; the decoder stays new."""
+    """The encoder; the decoder stays new."""
     assert isinstance(network, CenterNet)
-    name = options["encoder"]
+    return _fill_encoder(network, "encoder", network.encoder, options["encoder"], start)
+
+
+def _fill_encoder(network: nn.Module, part: str, maps: Any, name: str, start: str) -> Pretrained:
+    """A part that gives the maps of timm's network of that name, from this network's weights; all else stays new.
+
+    Args:
+        network: what `part` belongs to.
+        part: its name there.
+        maps: the part, `maps.model` timm's network without the layers behind the last map.
+        name: of that.
+        start: a name or a file.
+    """
     read = _from_file(Path(start)) if _is_file(start) else _from_timm(start)
     whole = timm.create_model(name)
     state = _paired(with_names_of(read.state, whole.state_dict()), whole)
-    expected = network.encoder.model.state_dict()
+    expected = maps.model.state_dict()
     found = {key: value for key, value in state.items() if key in expected}  # the layers behind the maps are not there
     if reason := difference(found or state, expected, name):
         raise UserError(f"{start}: {reason}: give weights of {name}")
-    return _take(network, {f"encoder.model.{key}": value for key, value in found.items()}, read.record)
+    return _take(network, {f"{part}.model.{key}": value for key, value in found.items()}, read.record)
+
+
+def _fill_torchvision(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
+    """torchvision's own; of another number of classes, all but the last layers."""
+    name = options["name"]
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    read = _from_coco(start, name, url, LICENCE_UNKNOWN, Path(url).stem.rpartition("-")[2])
+    build = partial(torchvision.models.get_model, name, weights_backbone=None, num_classes=TORCHVISION_CLASSES)
+    theirs = {f"detector.{key}": value for key, value in shapes_of(build).items()}
+    state = {_of_this_torchvision(key): value for key, value in with_names_of(read.state, theirs).items()}
+    if difference(state, network.state_dict(), name):
+        if reason := difference(state, theirs, name):
+            raise UserError(f"{start}: {reason}: give weights of torchvision's {name}")
+        state = _without(state, TORCHVISION_LAST)
+    return _take(network, state, read.record)
+
+
+def _of_this_torchvision(name: str) -> str:
+    """The name of a tensor in a file that was written before torchvision put convolutions into blocks."""
+    name = re.sub(r"(fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+    return re.sub(r"(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
 
 
 FILLERS: dict[str, Callable[[nn.Module, Mapping[str, Any], str, int | None], Pretrained]] = {
@@ -324,6 +365,7 @@ FILLERS: dict[str, Callable[[nn.Module, Mapping[str, Any], str, int | None], Pre
     "yolo11": _fill_yolo11,
     "focasnet": _fill_focasnet,
     "centernet": _fill_centernet,
+    "torchvision_detector": _fill_torchvision,
 }
 
 

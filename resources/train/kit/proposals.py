@@ -41,9 +41,10 @@ class Proposals:
 
 def fields_seen(labelled: Sequence[Field], detector: Detector, classifier: Classifier) -> list[Field]:
     """Fields in the pixels that inference cuts a classifier's crops from."""
+    fields = [each.normalised(detector.stain_normalisation) for each in labelled]
     if sees_finer(detector, classifier.field_um, classifier.input_px):
-        return list(labelled)
-    return [each.at(detector.um_per_px) for each in labelled]
+        return fields
+    return [each.at(detector.um_per_px) for each in fields]
 
 
 class Proposer:
@@ -58,7 +59,8 @@ class Proposer:
     def __init__(self, system: System, score_threshold: float, device: torch.device) -> None:
         assert system.detector is not None
         self.box_um, self.searches = system.detector.box_um, score_threshold < 1
-        part = replace(system.detector, score_threshold=score_threshold)
+        # The fields that it is given are normalised already.
+        part = replace(system.detector, score_threshold=score_threshold, stain_normalisation="none")
         self.detector = SystemDetector(replace(system, detector=part, classifier=None), device)
 
     def gather(self, labelled: Sequence[Field], as_inference: bool) -> Proposals:

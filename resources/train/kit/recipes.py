@@ -136,7 +136,7 @@ def read_plan(
         for change in changes:
             _change(values, change)
     system = check_system(values, path)
-    fitting = _scripts_of(system)
+    fitting = scripts_of(system)
     if script not in fitting:
         remedy = " or ".join(f"python -m resources.train.{each}" for each in fitting) or "another --system"
         raise UserError(f"{path}: {script} does not train it; use {remedy}")
@@ -161,7 +161,7 @@ def recipe_path(name: str, script: str) -> Path:
 
 def systems_of(script: str) -> list[str]:
     """The recipes of resources/systems that a module of resources.train trains a part of."""
-    return [path.stem for path in sorted(SYSTEMS.glob("*.yaml")) if script in _scripts_of(read_system(path))]
+    return [path.stem for path in sorted(SYSTEMS.glob("*.yaml")) if script in scripts_of(read_system(path))]
 
 
 def _change(values: dict[str, Any], change: str) -> None:
@@ -182,7 +182,7 @@ def _change(values: dict[str, Any], change: str) -> None:
     inside[last] = value
 
 
-def _scripts_of(system: System) -> list[str]:
+def scripts_of(system: System) -> list[str]:
     """The modules of resources.train that train a part of the system."""
     if system.track == 2:
         return ["atypical"] * ("classifier" in system.training)

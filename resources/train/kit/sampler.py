@@ -4,6 +4,7 @@ Like `torch.utils.data.WeightedRandomSampler` they draw with replacement and wit
 random numbers from the caller, so that a sample depends on its number alone, in whatever process it is drawn.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from midog.errors import UserError
 from midog.evaluation.provenance import domain_of
 from resources.data.fields import Field, is_crop
+
+logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 10_000
 TOLERANCE = 1e-9
@@ -99,15 +102,28 @@ class BalancedSampler:
     Args:
         fields: at least one.
         crops: to paste.
+        plain_tissue: whether fields are drawn from anywhere, too. Without, as Marzahl and Napora have it ("Three-Level
+            Hierarchical Sampling Strategy": MF and NMF instances 1:1, "the hard negative patches from the external
+            sources as part of the NMF group"), an image takes part by its cells, and tissue without figures by those
+            mined in it. A set with neither is still drawn from anywhere, for its patches are of that group.
     """
 
-    def __init__(self, fields: Sequence[Field], crops: Sequence[Field] = ()) -> None:
+    def __init__(self, fields: Sequence[Field], crops: Sequence[Field] = (), plain_tissue: bool = True) -> None:
+        with_cells = {each.source for each in fields if len(each.figures) or len(each.hard_negatives)}
+        without = {each.source for each in fields} - with_cells
+        if without and not plain_tissue:
+            logger.warning(
+                "no labelled cell and none mined in %s: drawn from as plain tissue; mine it with "
+                "python -m resources.train.mine and give the list with --mined",
+                ", ".join(sorted(without)),
+            )
         rows: list[tuple[str, str, bool, Sample]] = []
         for number, each in enumerate(fields):
             slide = each.source, each.case
             rows += [(*slide, True, Sample(number, point)) for point in each.figures]
             rows += [(*slide, False, Sample(number, point)) for point in each.hard_negatives]
-            rows.append((*slide, False, Sample(number)))
+            if plain_tissue or each.source in without:
+                rows.append((*slide, False, Sample(number)))
         for number, each in enumerate(crops):
             rows += [(each.source, each.case, figure, Sample(crop=number, figure=figure)) for figure in (True, False)]
         datasets, slides, classes, self.samples = zip(*rows, strict=True)

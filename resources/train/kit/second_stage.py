@@ -3,20 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 from msgspec import Meta
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from torch import nn
 from torchvision.transforms import v2
 
 from midog.engine.classifier import NetworkClassifier, classify, in_views, normalise
 from midog.engine.detector import prefetch
 from midog.engine.two_stages import PREFETCHED, cut_candidate, with_score
+from midog.errors import UserError
 from midog.evaluation.metrics import best_operating_point
 from midog.evaluation.provenance import domain_of
+from midog.images.tiles import has_tissue
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
-from midog.system import Classifier, Fraction, NotNegative, Positive, Pretrained
+from midog.system import Classifier, Fraction, InputSide, NotNegative, Positive, Pretrained
 from resources.data.fields import Field, is_crop
 from resources.train.kit.augment import Augmentation, Draws, augment
 from resources.train.kit.loop import training_precision
@@ -25,10 +29,14 @@ from resources.train.kit.pretrained import load_start
 from resources.train.kit.proposals import Proposals
 from resources.train.kit.recipes import Count, LoopRecipe
 from resources.train.kit.run import StateDict, seed_everything
+from resources.train.kit.sampler import area_fractions
 from resources.train.kit.whole import WholeBatch
 from resources.train.kit.workers import batches_of
 
 MARGIN = 2.0  # of a crop's side over what the network sees, for turning and shifting
+MAX_TRIES = 20  # of finding a place of tissue without a figure
+BACKGROUND = -1  # instead of a proposal's number
+ERASED = 0.5  # of the normalised colours
 
 
 class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
@@ -36,21 +44,27 @@ class CandidateRecipe(LoopRecipe, frozen=True, kw_only=True):
 
     Attributes:
         steps_an_epoch: crops are drawn, so an epoch is as long as one says.
+        input_px: side of what is learnt from; None is the classifier's own.
+        field_um: side of the square that it shows; None is as many um per pixel as the classifier sees.
         score_threshold: of the detector's proposals that are learnt from.
         positive_fraction: of mitotic figures among what is drawn.
+        background: of the rest, so much is cut anywhere in the fields where no figure is in sight.
         alpha_mitotic, alpha_background, gamma: of the focal loss (equation 2).
         temperature, contrastive_weight: of the contrastive loss (equations 1 and 3).
         augmentation: see `Augmentation`.
         label_smoothing: targets are so far from 0 and 1, both together.
         colour_jitter: brightness, contrast and saturation change by up to these fractions; empty switches it off.
-        mixup: probability that a crop is blended with another one.
-        randaugment: operations of RandAugment, magnitude 5.
+        mixup: probability that a crop is blended with another one, by a weight that is even from 0 to 1.
+        randaugment: operations of RandAugment, magnitude 5, those that move the crop among them.
         erase: probability that a rectangle of .02 to .15 of the crop is erased.
     """
 
     steps_an_epoch: Count
+    input_px: InputSide | None = None
+    field_um: Positive | None = None
     score_threshold: Fraction
     positive_fraction: Annotated[float, Meta(gt=0, lt=1)]
+    background: Fraction = 0.0
     alpha_mitotic: NotNegative
     alpha_background: NotNegative
     gamma: NotNegative
@@ -75,11 +89,20 @@ def start_classifier(
         given: --pretrained.
 
     Raises:
-        UserError: as `resources.train.kit.pretrained.load_start`.
+        UserError: as `resources.train.kit.pretrained.load_start`; a network for one size of crops is to learn from
+            another one.
     """
     seed_everything(recipe.seed, "start")
     options = classifier_options(part.network, part.options, part.input_px)
     network = build(CLASSIFIERS, part.network, options)
+    if recipe.input_px:
+        try:
+            network.eval()(torch.zeros(1, 3, recipe.input_px, recipe.input_px))
+        except (AssertionError, RuntimeError, ValueError):
+            raise UserError(
+                f"training.classifier.input_px {recipe.input_px}: the network is made for {part.input_px} px alone; "
+                "leave this key out"
+            ) from None
     return network, load_start(network, part.network, part.options, given, recipe.pretrained, part.input_px)
 
 
@@ -135,9 +158,18 @@ class CandidateTask:
         self.device = device
         self.steps_an_epoch, self.portions = recipe.steps_an_epoch, [range(recipe.batch)]
         self.normalisation = normalisation(network)
+        self.input_px, self.field_um = recipe.input_px or part.input_px, recipe.field_um or part.field_um
+        self.margin = MARGIN if recipe.field_um else MARGIN * self.input_px / part.input_px
         proposals = training.proposals
         domains = domains_of(training.fields)[proposals.fields]
         self.chances = sampling_chances(proposals.labels, domains, recipe.positive_fraction)
+        others = proposals.labels == 0
+        self.chances[others] *= 1 - recipe.background
+        share = recipe.background if others.any() else float(recipe.background > 0)
+        self.background = (1 - recipe.positive_fraction) * share
+        self.tissue = [each for each in training.fields if not is_crop(each)]
+        if self.background and not self.tissue:
+            raise UserError("training.classifier.background: no field of --data is larger than a crop; set it to 0")
         self.colours: list[nn.Module] = []
         if recipe.colour_jitter:
             self.colours.append(v2.ColorJitter(*recipe.colour_jitter))
@@ -161,13 +193,15 @@ class CandidateTask:
         recipe = self.recipe
         step, forward = divmod(number, len(self.portions))
         (random,) = Draws([(recipe.seed, step)]).generators
-        few = len(self.chances) < recipe.batch
+        few = int(self.chances.count_nonzero()) < recipe.batch
         drawn = torch.multinomial(self.chances, recipe.batch, replacement=few, generator=random)
+        drawn[torch.rand(recipe.batch, generator=random) < self.background] = BACKGROUND
+        labels = torch.where(drawn == BACKGROUND, 0, self.training.proposals.labels[drawn])
         places = [*self.portions[forward]]
         draws = Draws((recipe.seed, step, each, "blend") for each in places)
         mixed, weight = draws.chance(recipe.mixup), draws.uniform() / 2 + 0.5
-        others = [int((each + 1) / 2 * recipe.batch) for each in draws.uniform().tolist()]  # of the whole batch
-        labels = self.training.proposals.labels[drawn]
+        apart = [1 + int((each + 1) / 2 * (recipe.batch - 1)) for each in draws.uniform().tolist()]
+        others = [sum(each) % recipe.batch for each in zip(places, apart, strict=True)]  # of the whole batch
         images, targets = self._changed(step, drawn, places), labels[places].float()
         if mixed.any():
             blended = mixed.nonzero()[:, 0].tolist()
@@ -176,31 +210,58 @@ class CandidateTask:
             images[mixed] = images[mixed].lerp(self._changed(step, drawn, theirs), (1 - kept)[:, None, None, None])
             targets[mixed] = targets[mixed].lerp(labels[theirs].float(), 1 - kept)
         targets = targets + recipe.label_smoothing * (0.5 - targets)
+        inputs = normalise(images, *self.normalisation)
         if recipe.erase:
-            seeds = ((recipe.seed, step, each, "erase") for each in places)
-            images = torch.stack([erased(*each, recipe.erase) for each in zip(images, seeds, strict=True)])
-        return Batch(normalise(images, *self.normalisation), targets, labels[places], mixed, step)
+            for image, place in zip(inputs, places, strict=True):
+                image.copy_(erased(image, (recipe.seed, step, place, "erase"), recipe.erase))
+        return Batch(inputs, targets, labels[places], mixed, step)
 
     def _changed(self, step: int, drawn: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
         """Crops of a step, each changed alike in whatever forward it is: float (N, 3, S, S) in [0, 1]."""
-        crops = []
-        for place in places:
-            crop = self._cut(int(drawn[place]))
-            seed_everything(self.recipe.seed, step, place)
-            for change in self.colours:
-                crop = change(crop)
-            crops.append(crop)
-        images = torch.stack(crops).float() / 255
-        blank = images.new_zeros(len(images), 1, *images.shape[2:])
+        images = torch.stack([self._cut(step, place, int(drawn[place])) for place in places]).float() / 255
+        blank = images.new_zeros(len(images), 1, 1, 1)
         draws = Draws((self.recipe.seed, step, each) for each in places)
-        return augment(images, blank, 1 / MARGIN, self.part.input_px, self.recipe.augmentation, draws)[0]
+        images, _ = augment(images, blank, 1 / MARGIN, self.input_px, self.recipe.augmentation, draws)
+        if self.colours:
+            changed = [self._coloured(image, step, place) for image, place in zip(images, places, strict=True)]
+            images = torch.stack(changed)
+        return images
 
-    def _cut(self, number: int) -> torch.Tensor:
-        """uint8 (3, S, S), `MARGIN` times what the network sees."""
+    def _coloured(self, image: torch.Tensor, step: int, place: int) -> torch.Tensor:
+        """An image after what torchvision draws, in 256 steps of each colour as published."""
+        seed_everything(self.recipe.seed, step, place)
+        pixels = (image * 255).round().byte()
+        for change in self.colours:
+            pixels = change(pixels)
+        return pixels.float() / 255
+
+    def _cut(self, step: int, place: int, number: int) -> torch.Tensor:
+        """uint8 (3, S, S) of a proposal or of the background, `MARGIN` times what the network sees."""
+        if number == BACKGROUND:
+            return self._background(step, place)
         fields, proposals = self.training
-        field, box = fields[int(proposals.fields[number])], proposals.boxes[number].numpy()
-        crop = cut_candidate(field, box, self.part.field_um, round(self.part.input_px * MARGIN), MARGIN)
+        return self._around(fields[int(proposals.fields[number])], proposals.boxes[number].numpy())
+
+    def _around(self, field: Field, box: NDArray[np.floating]) -> torch.Tensor:
+        crop = cut_candidate(field, box, self.field_um, round(self.input_px * MARGIN), self.margin)
         return torch.from_numpy(crop.transpose(2, 0, 1).copy())
+
+    def _background(self, step: int, place: int) -> torch.Tensor:
+        """A place of tissue, if there is one, that shows no mitotic figure and no cell that may be one."""
+        random = np.random.default_rng((self.recipe.seed, step, place))
+        boxes = self.training.proposals.boxes.numpy()
+        for _ in range(MAX_TRIES):
+            field = self.tissue[int(random.choice(len(self.tissue), p=area_fractions(self.tissue)))]
+            centre, box = random.uniform(0, field.size), boxes[random.integers(len(boxes))]
+            half = (box[2:] - box[:2]) / 2
+            seen = self.field_um / 2 / np.array(field.um_per_px) if self.field_um else half
+            seen = seen * self.margin / MARGIN
+            doubtful = np.concatenate([field.figures, field.unclear])
+            crop = self._around(field, np.concatenate([centre - half, centre + half]))
+            in_sight = (np.abs(doubtful - centre) < seen + half).all(1).any()
+            if not in_sight and has_tissue(crop.permute(1, 2, 0).numpy()):
+                break
+        return crop
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """The crops."""
@@ -227,14 +288,21 @@ class CandidateTask:
         return {"validation_f1": f1, "threshold": threshold}
 
     def judge(self, network: nn.Module, part: Classifier) -> tuple[float, float]:
-        """The best F1 of the validation fields before calibration, as inference computes it, and its threshold."""
+        """F1 of the validation fields before calibration, as inference computes it, and its threshold.
+
+        The best there is, or, of a recipe that is not calibrated, that at .5.
+        """
         fields, proposals = self.validation
         classifier = in_views(NetworkClassifier(network, 1.0, part.input_px), part)
         places = zip(proposals.fields.tolist(), proposals.boxes.numpy(), strict=True)
         crops = prefetch((cut_candidate(fields[i], box, part.field_um, part.input_px) for i, box in places), PREFETCHED)
         found = classify(crops, classifier, self.device)
         probabilities = with_score(found, proposals.scores.numpy(), part.score_weight)
-        return best_operating_point(probabilities, proposals.labels.numpy(), self.truths)
+        hits = proposals.labels.numpy()
+        if self.recipe.calibrate:
+            return best_operating_point(probabilities, hits, self.truths)
+        accepted = probabilities >= 0.5
+        return 2 * int(hits[accepted].sum()) / max(1, int(accepted.sum()) + self.truths), 0.5
 
     def weights(self, member: nn.Module) -> StateDict:
         """All of them."""
@@ -281,6 +349,10 @@ def features_and_logits(network: nn.Module, images: torch.Tensor) -> tuple[torch
 
 
 def erased(image: torch.Tensor, seed: object, probability: float) -> torch.Tensor:
-    """An image (3, S, S) in which a rectangle of .02 to .15 of it may be erased, always the same by its seed."""
+    """An image (3, S, S) in which a rectangle of .02 to .15 of it may be erased, always the same by its seed.
+
+    The "random half erasing" of Xiao et al. 2025 is taken to be what their code does: one half in normalised colours, a
+    light grey, takes the place of the pixels.
+    """
     seed_everything(seed)
-    return v2.RandomErasing(p=probability, scale=(0.02, 0.15))(image)
+    return v2.RandomErasing(p=probability, scale=(0.02, 0.15), value=ERASED)(image)

@@ -35,6 +35,7 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
 
     Attributes:
         folds: of the cross-validation; an epoch is every other fold's crops once.
+        grouped: crops of a case are in one fold; without it, a network is judged by cases that it has learnt from.
         labels: "hard" (majority) or "votes" (fraction of the experts).
         subclass_weight, mask_weight: of the auxiliary losses; 0 switches them off.
         compile: fuse the network with torch.compile, for a training on a CPU (needs a C++ compiler).
@@ -42,6 +43,7 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
     """
 
     folds: Annotated[int, Meta(ge=2)]
+    grouped: bool = True
     labels: Literal["hard", "votes"]
     subclass_weight: NotNegative
     mask_weight: NotNegative
@@ -105,7 +107,7 @@ def subclass_names(crops: Crops, recipe: AtypicalRecipe) -> list[str]:
 
 
 def split_folds(crops: Crops, recipe: AtypicalRecipe, split: Split | None = None) -> NDArray[np.int64]:
-    """Fold number of every crop, int (N,): of a split, or stratified by label and grouped by case.
+    """Fold number of every crop, int (N,): of a split, or stratified by label, grouped by case if the recipe says so.
 
     Args:
         crops: all of them.
@@ -113,18 +115,22 @@ def split_folds(crops: Crops, recipe: AtypicalRecipe, split: Split | None = None
         split: its folds are numbered in the file's order; what is in "test" has -1.
 
     Raises:
-        UserError: too few cases; the split does not know one, or leaves a fold without both classes.
+        UserError: too few cases or crops of a class; the split does not know a case, or leaves a fold without both
+            classes.
     """
     if split:
         return _folds_of_split(crops, split)
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    cases = len(np.unique(crops.cases))
-    if cases < recipe.folds:
+    atypical = int(crops.labels.sum())
+    there = len(np.unique(crops.cases)) if recipe.grouped else min(atypical, len(crops) - atypical)
+    if there < recipe.folds:
+        what = "cases" if recipe.grouped else "crops of the rarer class"
         raise UserError(
-            f"{', '.join(crops.sets)}: {cases} cases for {recipe.folds} folds; give more data or a larger --limit"
+            f"{', '.join(crops.sets)}: {there} {what} for {recipe.folds} folds; give more data or a larger --limit"
         )
-    splitter = StratifiedGroupKFold(recipe.folds, shuffle=True, random_state=recipe.seed)
+    kind = StratifiedGroupKFold if recipe.grouped else StratifiedKFold
+    splitter = kind(recipe.folds, shuffle=True, random_state=recipe.seed)
     numbers = np.full(len(crops), -1)
     for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), crops.cases)):
         numbers[held_out] = number

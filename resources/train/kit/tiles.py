@@ -8,7 +8,8 @@ seam nor another laboratory's stain is a sign of a figure.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from copy import copy
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -40,6 +41,7 @@ DARKEST_OF = 6  # places that are drawn; nuclei teach more than stroma does
 MAX_TRIES = 20  # of finding a place without a figure; fields can be smaller than that
 GLASS = 225  # lightness from which a pixel is none of tissue
 MIN_TISSUE = 100  # pixels, every fourth both ways, to measure a stain on
+LEAST_MOSAIC = 64  # px of a tile's side; a quarter of it is the least part of a mosaic
 
 
 class TileAugmentation(Strict, frozen=True):
@@ -52,7 +54,8 @@ class TileAugmentation(Strict, frozen=True):
         stain, contrast: on the batch, as `resources.train.kit.augment`.
         hue, saturation, value: each changes by up to this fraction of its range.
         mixup: probability that another tile is blended in, with a weight uniform in [0, 1].
-        randaugment: colour operations drawn from RandAugment, magnitude 9; the geometry is drawn above.
+        randaugment: operations drawn from RandAugment, magnitude 9: of colour alone, for geometry is drawn above.
+        randaugment_geometry: of geometry too, the boxes moved along; what comes from outside is black, as by default.
         blur: probability of a Gaussian blur of .4 to 1 px.
         erase: probability that a rectangle of .02 to .1 of the tile is erased.
         mosaic_epochs: so many first epochs join four tiles into each.
@@ -68,19 +71,67 @@ class TileAugmentation(Strict, frozen=True):
     value: Fraction = 0.0
     mixup: Fraction = 0.0
     randaugment: Annotated[int, Meta(ge=0)] = 0
+    randaugment_geometry: bool = False
     blur: Fraction = 0.0
     erase: Fraction = 0.0
     mosaic_epochs: Annotated[int, Meta(ge=0)] = 0
 
+    def __post_init__(self) -> None:
+        if self.randaugment_geometry and not self.randaugment:
+            raise ValueError("randaugment_geometry wants operations; give randaugment, 2 by default")
 
-class ColourRandAugment(v2.RandAugment):
-    """RandAugment (Cubuk et al. 2019) without its geometric operations, which would move the boxes."""
 
-    _AUGMENTATION_SPACE = {
-        name: how
-        for name, how in v2.RandAugment._AUGMENTATION_SPACE.items()
-        if not name.startswith(("Shear", "Translate", "Rotate"))
-    }
+class TileRandAugment(v2.RandAugment):
+    """RandAugment (Cubuk et al. 2019) at torchvision's defaults, which tells where it moves the pixels.
+
+    Args:
+        operations: how many are drawn for an image.
+        geometry: shears, translations and rotation are among them.
+
+    Attributes:
+        matrix: float64 (3, 3), of the last image: from where its pixels were to where they are.
+    """
+
+    def __init__(self, operations: int, geometry: bool) -> None:
+        super().__init__(num_ops=operations)
+        if not geometry:
+            self._AUGMENTATION_SPACE = {
+                name: how
+                for name, how in v2.RandAugment._AUGMENTATION_SPACE.items()
+                if not name.startswith(("Shear", "Translate", "Rotate"))
+            }
+
+    def forward(self, *inputs: Any) -> Any:
+        self.matrix = np.eye(3)
+        return super().forward(*inputs)
+
+    def _apply_image_or_video_transform(self, image: Any, transform_id: str, magnitude: float, **how: Any) -> Any:
+        height, width = image.shape[-2:]
+        self.matrix = operation_matrix(transform_id, magnitude, width, height) @ self.matrix
+        return super()._apply_image_or_video_transform(image, transform_id, magnitude, **how)
+
+
+def operation_matrix(name: str, magnitude: float, width: int, height: int) -> NDArray[np.float64]:
+    """Where an operation of torchvision's RandAugment moves the pixels of an image: float64 (3, 3).
+
+    It shears about the corner of the first pixel and rotates about the middle of the image, against the clock.
+    """
+    linear, pivot, shift = np.eye(2), np.full(2, -0.5), np.zeros(2)
+    match name:
+        case "ShearX":
+            linear[0, 1] = -magnitude
+        case "ShearY":
+            linear[1, 0] = -magnitude
+        case "TranslateX":
+            shift[0] = int(magnitude)
+        case "TranslateY":
+            shift[1] = int(magnitude)
+        case "Rotate":
+            cosine, sine = np.cos(np.deg2rad(magnitude)), np.sin(np.deg2rad(magnitude))
+            linear, pivot = np.array([[cosine, sine], [-sine, cosine]]), (np.array([width, height]) - 1) / 2
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = linear, pivot - linear @ pivot + shift
+    return matrix
 
 
 class TileDataset(torch.utils.data.Dataset[Tile]):
@@ -88,7 +139,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
 
     Item `i` is an image, uint8 (3, H, W), and the boxes of its figures, float32 (N, 4), corners x0, y0, x1, y1 in px,
     cut at the tile's edge, or whole. It is the same whenever and in whatever process it is drawn: it is seeded by
-    (seed, i).
+    (seed, i). A tile that is drawn around a figure shows its centre; only a mixed, moved or erased one may not.
 
     Args:
         fields: at least one, at the um per pixel of the tiles.
@@ -100,6 +151,12 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         seed: at least 0.
         mosaic_tiles: so many first items are mosaics of four tiles.
         whole_boxes: boxes are not cut, and there are those of figures whose centre lies up to half a box outside.
+        labelled_boxes: a figure that has a box of its own has that one, around it as it is turned, and lies in its
+            middle; others have the square.
+
+    Raises:
+        ValueError: mosaics or RandAugment's geometry with whole boxes, whose parts they show where the boxes are not;
+            mosaics of tiles below 64 px.
     """
 
     def __init__(
@@ -113,49 +170,80 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         seed: int,
         mosaic_tiles: int = 0,
         whole_boxes: bool = False,
+        labelled_boxes: bool = False,
     ) -> None:
+        if whole_boxes and (mosaic_tiles or augmentation.randaugment_geometry):
+            raise ValueError("mosaic_epochs and randaugment_geometry want a detector of boxes, not of a map of centres")
+        if mosaic_tiles and min(np.broadcast_to(size, 2)) < LEAST_MOSAIC:
+            raise ValueError(f"mosaic_epochs wants tiles of {LEAST_MOSAIC} px at least")
         self.fields, self.crops, self.sampler, self.seed = fields, crops, sampler, seed
         self.augmentation, self.mosaic_tiles = augmentation, mosaic_tiles
         self.size = np.broadcast_to(size, 2)
         self.px = 1 / fields[0].um_per_px[0]  # to a um
         self.box_px = box_um * self.px
-        self.whole_boxes = whole_boxes
+        self.whole_boxes, self.labelled_boxes = whole_boxes, labelled_boxes
         self.beyond = self.box_px / 2 if whole_boxes else 0.0
         self.hard_negatives = [(number, point) for number, each in enumerate(fields) for point in each.hard_negatives]
         self.field_weights = area_fractions(fields)
-        self.colours = ColourRandAugment(num_ops=augmentation.randaugment) if augmentation.randaugment else None
+        self.randaugment = (
+            TileRandAugment(augmentation.randaugment, augmentation.randaugment_geometry)
+            if augmentation.randaugment
+            else None
+        )
 
     def __getitem__(self, i: int) -> Tile:
         augmentation = self.augmentation
         random = np.random.default_rng((self.seed, i))
-        pixels, points = self._mosaic(random) if i < self.mosaic_tiles else self._tile(random)
+        pixels, boxes = self._mosaic(random) if i < self.mosaic_tiles else self._boxed(random)
         if random.random() < augmentation.mixup:
-            other, more = self._tile(random)
+            other, more = self._boxed(random)
             weight = random.random()
             pixels = np.asarray(cv2.addWeighted(pixels, weight, other, 1 - weight, 0), np.uint8)
-            points = np.concatenate([points, more])
+            boxes = torch.cat([boxes, more])
         if augmentation.hue or augmentation.saturation or augmentation.value:
             pixels = jitter_hsv(pixels, random, augmentation)
         if augmentation.blur and random.random() < augmentation.blur:
             pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), random.uniform(0.4, 1.0)), np.uint8)
         image = torch.from_numpy(pixels).permute(2, 0, 1)  # copied into its order once, with the batch
-        if self.colours:
+        if self.randaugment:
             with torch.random.fork_rng(devices=[]):  # without workers this is the network's process
                 torch.manual_seed(int(random.integers(2**31)))
-                image = self.colours(image)
+                image = self.randaugment(image)
+            boxes = self._moved(boxes, self.randaugment.matrix)
         if random.random() < augmentation.erase:
             self._erase(image, random)
-        return image, self._boxes(points)
+        return image, boxes
 
-    def _boxes(self, points: NDArray[np.float64]) -> torch.Tensor:
-        """Boxes around centres in px."""
-        corners = np.concatenate([points - self.box_px / 2, points + self.box_px / 2], 1)
+    def _boxed(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], torch.Tensor]:
+        """One tile and its boxes."""
+        pixels, figures = self._tile(random)
+        return pixels, self._boxes(figures)
+
+    def _boxes(self, figures: NDArray[np.float64]) -> torch.Tensor:
+        """Boxes around figures as `_figures` gives them."""
+        half = np.full((len(figures), 2), self.box_px / 2)
+        if self.labelled_boxes:
+            half = np.where(np.isnan(figures[:, 2:]), half, figures[:, 2:])
+        corners = np.concatenate([figures[:, :2] - half, figures[:, :2] + half], 1)
         if not self.whole_boxes:
             corners = corners.clip(0, np.tile(self.size, 2))
         return torch.from_numpy(corners.astype(np.float32))
 
+    def _moved(self, boxes: torch.Tensor, matrix: NDArray[np.float64]) -> torch.Tensor:
+        """Boxes where a matrix (3, 3) moves the tile's pixels; those whose centres leave it are gone, squares stay."""
+        if np.array_equal(matrix, np.eye(3)):
+            return boxes
+        linear, size = torch.from_numpy(matrix[:2, :2]).float(), torch.from_numpy(self.size.copy())
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2 @ linear.T + torch.from_numpy(matrix[:2, 2]).float()
+        half = (boxes[:, 2:] - boxes[:, :2]) / 2
+        if self.labelled_boxes:
+            half = half @ linear.abs().T
+        inside = ((centres >= -0.5) & (centres < size - 0.5)).all(1)
+        corners = torch.cat([centres - half, centres + half], 1)[inside]
+        return torch.minimum(corners.clamp_min(0), size.repeat(2))
+
     def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """One tile: uint8 (height, width, 3) and the centres of its figures, float (N, 2).
+        """One tile: uint8 (height, width, 3) and its figures, see `_figures`.
 
         A cell of unclear class is neither a figure nor background, and glass teaches nothing: another one is drawn.
         """
@@ -165,18 +253,35 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
             matrix = self._matrix_around(field, sample.point, random)
             if number + 1 < MAX_TRIES and len(figures_in(matrix, field.unclear, field.size, self.size)):
                 continue
-            pixels, points = self._window(field, matrix)
+            pixels, figures = self._window(field, matrix)
             if sample.point is not None or has_tissue(pixels):
                 break
-        return (pixels, points) if sample.field is not None else self._pasted(pixels, points, sample, random)
+        return (pixels, figures) if sample.field is not None else self._pasted(pixels, figures, sample, random)
 
     def _any_field(self, random: np.random.Generator) -> Field:
         return self.fields[int(random.choice(len(self.fields), p=self.field_weights))]
 
     def _window(self, field: Field, matrix: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """What an affine map shows of a field: uint8 (height, width, 3), and the figures in it, mirrored ones too."""
-        pixels = warped(field, matrix, self.size)
-        return pixels, figures_in(matrix, field.figures, field.size, self.size, self.beyond)
+        return warped(field, matrix, self.size), self._figures(field, matrix, self.size, self.beyond)
+
+    def _figures(
+        self, field: Field, matrix: NDArray[np.float64], size: NDArray[np.int_], beyond: float = 0.0
+    ) -> NDArray[np.float64]:
+        """The figures that a tile of `size` px shows: float (N, 2), their centres in px of the tile.
+
+        With labelled boxes (N, 4): the middles of their boxes, and half the boxes' width and height around them as they
+        are turned, NaN for figures without one.
+        """
+        if not self.labelled_boxes:
+            return figures_in(matrix, field.figures, field.size, size, beyond)
+        corners = field.figure_boxes
+        if corners is None:
+            corners = np.full((len(field.figures), 4), np.nan, np.float32)
+        middles = np.where(np.isnan(corners[:, :2]), field.figures, (corners[:, :2] + corners[:, 2:]) / 2)
+        centres, numbers = shown_in(matrix, middles, field.size, size, beyond)
+        half = (corners[:, 2:] - corners[:, :2]) / 2 @ np.abs(matrix[:, :2]).T
+        return np.concatenate([centres, half[numbers]], 1)
 
     def _matrix_around(
         self, field: Field, point: NDArray[np.float32] | None, random: np.random.Generator
@@ -189,11 +294,16 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         drawn = self._linear(random)
         shift = random.random(2) - 0.5  # where in the tile the point is, or where in the field the tile
         if point is not None and is_crop(field):
-            return around(drawn, point - np.linalg.inv(drawn) @ (shift * (self.size - self.box_px)), self.size)
+            return around(drawn, point - np.linalg.inv(drawn) @ (shift * self._spread), self.size)
         view = self._inside(field, point, drawn, shift)
         if not all(view[1:]):
             view = max(view, self._inside(field, point, nearest_quarter(drawn), shift), key=lambda each: each[1:])
         return view[0]
+
+    @property
+    def _spread(self) -> NDArray[np.float64]:
+        """Width and height of the part of a tile in which a point may be, so that a square around it is whole: px."""
+        return (self.size - self.box_px).clip(0)
 
     def _inside(
         self, field: Field, point: NDArray[np.float32] | None, linear: NDArray[np.float64], shift: NDArray[np.float64]
@@ -201,8 +311,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         """The map with a linear part, moved into the field; whether it shows the point, and lies inside."""
         inverse, last = np.linalg.inv(linear), np.array(field.size) - 1.0
         reach = np.abs(inverse) @ (self.size - 1) / 2
-        spread = self.size - self.box_px
-        centre = last * (shift + 0.5) if point is None else point - inverse @ (shift * spread)
+        centre = last * (shift + 0.5) if point is None else point - inverse @ (shift * self._spread)
         low, high = np.sort([reach, last - reach], axis=0)  # in a field smaller than the view: all of it is shown
         matrix = around(linear, centre.clip(low, high), self.size)
         shown = point is None or len(figures_in(matrix, point[None], field.size, self.size)) > 0
@@ -216,7 +325,7 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
         return linear * np.where(random.random(2) < self.augmentation.flip, -1.0, 1.0)
 
     def _pasted(
-        self, tile: NDArray[np.uint8], points: NDArray[np.float64], sample: Sample, random: np.random.Generator
+        self, tile: NDArray[np.uint8], figures: NDArray[np.float64], sample: Sample, random: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """A window of a field, and its figures, with discs from crops and from other fields pasted into it."""
         for number in range(random.integers(1, MAX_PASTED + 1)):
@@ -234,10 +343,11 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
             matrix = around(self._linear(random), centre, side)
             paste(tile, match_stain(warped(source, matrix, side), tile, random.random()), place, radius)
             # As at a tile's edge: a figure whose middle shows keeps its box, or it would be learnt as background.
-            points = points[np.hypot(*(points - place).T) > radius]
-            figures = figures_in(matrix, source.figures, source.size, side) - reach
-            points = np.concatenate([points, figures[np.hypot(*figures.T) <= radius] + place])
-        return tile, points[((points >= 0) & (points < self.size)).all(1)]
+            figures = figures[np.hypot(*(figures[:, :2] - place).T) > radius]
+            pasted = self._figures(source, matrix, side)
+            pasted[:, :2] += place - reach
+            figures = np.concatenate([figures, pasted[np.hypot(*(pasted[:, :2] - place).T) <= radius]])
+        return tile, figures[((figures[:, :2] >= 0) & (figures[:, :2] < self.size)).all(1)]
 
     def _place_in_crop(
         self, sample: Sample, random: np.random.Generator, radius: float
@@ -270,19 +380,19 @@ class TileDataset(torch.utils.data.Dataset[Tile]):
                 return field, darkest(field, places)
         return None
 
-    def _mosaic(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Four tiles around a random cross (paper, "Mixing strategies")."""
-        width, height = self.size
-        cross = random.integers(self.size // 4, 3 * self.size // 4)
+    def _mosaic(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], torch.Tensor]:
+        """Four tiles around a random cross (paper, "Mixing strategies"), each as large as its part, and their boxes."""
+        width, height = self.size.tolist()
+        column, row = random.integers(self.size // 4, 3 * self.size // 4).tolist()
         joined = np.empty((height, width, 3), np.uint8)
-        figures = []
-        for columns in (slice(0, cross[0]), slice(cross[0], width)):
-            for rows in (slice(0, cross[1]), slice(cross[1], height)):
-                tile, points = self._tile(random)
-                joined[rows, columns] = tile[rows, columns]
-                inside = (points[:, 0] >= columns.start) & (points[:, 0] < columns.stop)
-                figures.append(points[inside & (points[:, 1] >= rows.start) & (points[:, 1] < rows.stop)])
-        return joined, np.concatenate(figures)
+        boxes = []
+        for left, right in ((0, column), (column, width)):
+            for top, bottom in ((0, row), (row, height)):
+                part = copy(self)
+                part.size = np.array([right - left, bottom - top])
+                joined[top:bottom, left:right], inside = part._boxed(random)
+                boxes.append(inside + torch.tensor([left, top, left, top]))
+        return joined, torch.cat(boxes)
 
     def _erase(self, image: torch.Tensor, random: np.random.Generator) -> None:
         area = random.uniform(0.02, 0.1) * self.size.prod()
@@ -347,23 +457,41 @@ def figures_in(
 ) -> NDArray[np.float64]:
     """Where a tile shows points of a field, and their mirror images beyond its edges: float (N, 2) px.
 
+    Arguments are those of `shown_in`.
+    """
+    return shown_in(matrix, points, extent, size, beyond)[0]
+
+
+def shown_in(
+    matrix: NDArray[np.float64],
+    points: NDArray[np.floating],
+    extent: Sequence[int],
+    size: NDArray[np.int_],
+    beyond: float,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Where a tile shows points of a field, and their mirror images beyond its edges; and which points these are.
+
     Args:
         matrix: (2, 3), from the field's pixels to the tile's.
         points: float32 (K, 2) px of the field.
         extent: (width, height) of the field.
         size: (width, height) of the tile.
         beyond: also points that are so far outside of the tile, px.
+
+    Returns:
+        float (N, 2) px of the tile, int64 (N,).
     """
-    last = np.array(extent) - 1
+    numbers, last = np.arange(len(points)), np.array(extent) - 1
     inverse = np.linalg.inv(matrix[:, :2])
     reach = np.abs(inverse) @ (size / 2 + beyond)
     centre = inverse @ ((size - 1) / 2 - matrix[:, 2])
     if (centre < reach).any() or (centre + reach > last).any():
         x, y = (_copies(points[:, axis], last[axis], centre[axis], reach[axis]) for axis in (0, 1))
         points = np.stack([np.repeat(x, y.shape[1], 1).ravel(), np.tile(y, x.shape[1]).ravel()], 1)
+        numbers = np.repeat(numbers, x.shape[1] * y.shape[1])
     shown = points @ matrix[:, :2].T + matrix[:, 2]
-    # a pixel's centre is at integers
-    return shown[((shown >= -0.5 - beyond) & (shown < size - 0.5 + beyond)).all(1)]
+    inside = ((shown >= -0.5 - beyond) & (shown < size - 0.5 + beyond)).all(1)  # a pixel's centre is at integers
+    return shown[inside], numbers[inside]
 
 
 def _copies(own: NDArray[np.floating], last: int, centre: float, reach: float) -> NDArray[np.float64]:

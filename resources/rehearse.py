@@ -1,0 +1,122 @@
+"""Run a system's documented commands, from the official download to `inference.py`, on small made-up data.
+
+    python -m resources.rehearse sztu --out output/rehearsal/sztu
+
+The commands are those of docs/TRAINING.md, read from it: the block under the heading that names the system. Only what
+`cut` adds is another: few steps of small batches and tiles, from random weights: minutes on a processor. Widths and
+depths of the networks are the recipe's own, unless --narrow. It ends with the first command that fails.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from midog.errors import UserError, exit_code
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs/TRAINING.md"
+
+DETECTOR = ("epochs=1", "steps_an_epoch=2", "batch=2", "warmup_epochs=0", "validation_tiles=2", "tile=[320,320]")
+CLASSIFIER = ("epochs=1", "steps_an_epoch=2", "batch=4", "warmup_epochs=0")
+TRAININGS = {
+    "resources.train.yolo11": ("detector", DETECTOR),
+    "resources.train.rtmdet": ("detector", DETECTOR),
+    "resources.train.focasnet": ("detector", DETECTOR),
+    "resources.train.candidates": ("classifier", CLASSIFIER),
+    "resources.train.atypical": ("classifier", ("epochs=1", "batch=4", "folds=2")),
+}
+LOW = "0.0005"  # after two steps every score is about the first ones, .0008 of YOLO11 and .01 of the others
+SEARCH = ("detector.tile=[640,640]", "detector.views=1", f"detector.score_threshold={LOW}")
+NARROW = {
+    "sztu": ("detector.options.scale=n", "classifier.options={name: test_convnext}"),
+    "rtmdet_s": ("detector.options.size=tiny",),
+    "focasnet": (
+        "detector.options={backbone: 18, levels: 2, width: 32, depth: 1}",
+        "classifier.options={name: test_resnet}",
+    ),
+    "convnextv2": ("classifier.options={widths: [8, 16], depths: [1, 1], stem: patch}",),
+}
+PIECES = ("--images", "6", "--size", "640", "640")  # of a made-up set
+TRACK_2 = ("--images", "48")
+
+
+def documented(system: str) -> list[list[str]]:
+    """The commands of a system in docs/TRAINING.md, each as its words.
+
+    Raises:
+        UserError: there are none.
+    """
+    text = DOCUMENT.read_text()
+    block = re.search(rf"^### `{re.escape(system)}`.*?\n((?:    [^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
+    if not block:
+        raise UserError(f"{DOCUMENT}: has no commands under a heading of {system}; write them there")
+    return [shlex.split(line) for line in block[1].replace("\\\n", " ").splitlines()]
+
+
+def cut(words: Sequence[str], system: str, narrow: bool) -> list[str]:
+    """A documented command as it is run: with few steps."""
+    given = [sys.executable if word == "python" else word for word in words]
+    module = words[2] if words[1] == "-m" else ""
+    if module == "resources.data.split" and "--folds" in words:
+        return [*given, "--folds", "2"]
+    if module == "resources.train.mine":
+        return [*given, "--threshold", LOW]
+    if module == "resources.train.folds":
+        module = f"resources.train.{words[3]}"
+    if module not in TRAININGS:
+        return given
+    part, values = TRAININGS[module]
+    changes = [f"training.{part}.{each}" for each in values] + [*SEARCH] * (system != "convnextv2")
+    changes += [each for each in NARROW[system] if narrow and each.startswith(part)]
+    return [*given, "--pretrained", "none", "--device", "cpu", "--set", *changes]
+
+
+def sets_of(commands: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """The official sets that the commands prepare: (name, folder as it was unpacked)."""
+    prepared = [words for words in commands if "resources.data.prepare" in words]
+    return [tuple(words[words.index("resources.data.prepare") + 1 :][:2]) for words in prepared]  # type: ignore[misc]
+
+
+def rehearse(arguments: argparse.Namespace) -> None:
+    commands, out = documented(arguments.system), arguments.out.resolve()
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("test", "inference.py"):
+        (out / name).symlink_to(ROOT / name)
+    for name, folder in sets_of(commands):
+        size = TRACK_2 if name == "midog25" else PIECES
+        _run([sys.executable, "-m", "resources.data.official_layouts", name, folder, *size], out)
+    for words in commands:
+        print("$ " + shlex.join(words), flush=True)
+        _run(cut(words, arguments.system, arguments.narrow), out)
+    print(f"{arguments.system}: all {len(commands)} commands ended well")
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    begun = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if code := subprocess.run(command, cwd=folder, env=environment).returncode:
+        raise UserError(f"{shlex.join(command)}: ended with {code}, see above")
+    print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m resources.rehearse",
+        description="Run a system's commands of docs/TRAINING.md, on small made-up copies of the official data.",
+    )
+    parser.add_argument("system", choices=NARROW, help="a published system")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder, for all of it")
+    parser.add_argument("--narrow", action="store_true", help="with narrow networks, for a test")
+    return exit_code(rehearse, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
