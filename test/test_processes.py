@@ -70,9 +70,10 @@ def detector_task(name, data, device=CPU):
     network, options, loss = DETECTORS_OF[name]
     plan, recipe = recipe_of(name, network, DetectorRecipe, steps_an_epoch=1, tile=(64, 64))
     recipe = msgspec.structs.replace(recipe, augmentation=TileAugmentation())
+    part = msgspec.structs.replace(plan.detector, box_um=12.5)  # no box fills a tile
     fields = read_fields([f"{data}/fields"])
     built = build(DETECTORS, network, options)
-    return recipe, DetectorTask(built, loss(), recipe, plan.detector, TrainingData(fields, fields, []), device)
+    return recipe, DetectorTask(built, loss(), recipe, part, TrainingData(fields, fields, []), device)
 
 
 def candidate_task(data):

@@ -132,7 +132,8 @@ def split_folds(crops: Crops, recipe: AtypicalRecipe, split: Split | None = None
     kind = StratifiedGroupKFold if recipe.grouped else StratifiedKFold
     splitter = kind(recipe.folds, shuffle=True, random_state=recipe.seed)
     numbers = np.full(len(crops), -1)
-    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), crops.cases)):
+    groups = crops.cases if recipe.grouped else None
+    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(crops)), crops.labels.numpy(), groups)):
         numbers[held_out] = number
     return numbers
 
