@@ -33,16 +33,18 @@ TRAININGS = {
 }
 LOW = "0.0005"  # after two steps every score is about the first ones, .0008 of YOLO11 and .01 of the others
 SEARCH = ("detector.tile=[640,640]", "detector.views=1", f"detector.score_threshold={LOW}")
+SPARSE = ("detector.merge.distance_um=50",)  # so that a second stage does not look everywhere
 NARROW = {
     "sztu": ("detector.options.scale=n", "classifier.options={name: test_convnext}"),
-    "rtmdet_s": ("detector.options.size=tiny",),
+    "rtmdet_s": ("detector.options.size=tiny", "training.detector.ema_momentum=[1.0, 0.001]"),
     "focasnet": (
         "detector.options={backbone: 18, levels: 2, width: 32, depth: 1}",
         "classifier.options={name: test_resnet}",
+        "classifier.input_px=64",
     ),
     "convnextv2": ("classifier.options={widths: [8, 16], depths: [1, 1], stem: patch}",),
 }
-PIECES = ("--images", "6", "--size", "640", "640")  # of a made-up set
+PIECES = ("--images", "4", "--size", "640", "640")  # of a made-up set
 TRACK_2 = ("--images", "48")
 
 
@@ -72,8 +74,9 @@ def cut(words: Sequence[str], system: str, narrow: bool) -> list[str]:
     if module not in TRAININGS:
         return given
     part, values = TRAININGS[module]
-    changes = [f"training.{part}.{each}" for each in values] + [*SEARCH] * (system != "convnextv2")
-    changes += [each for each in NARROW[system] if narrow and each.startswith(part)]
+    changes = [f"training.{part}.{each}" for each in values]
+    changes += {"sztu": SEARCH, "convnextv2": ()}.get(system, SEARCH + SPARSE)
+    changes += [each for each in NARROW[system] if narrow and part in each.split(".")[:2]]
     return [*given, "--pretrained", "none", "--device", "cpu", "--set", *changes]
 
 

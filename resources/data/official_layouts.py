@@ -291,21 +291,9 @@ def _write_database(request: Request, slides: Sequence[tuple[str, str, Sequence[
 
 
 def _write_svs(path: Path, pixels: NDArray[np.uint8]) -> None:
-    import tifffile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = pixels.shape[:2]
-    tifffile.imwrite(
-        path,
-        pixels,
-        photometric="rgb",
-        tile=(256, 256),
-        compression="jpeg",
-        compressionargs={"level": 85},
-        description=f"Aperio Image Library v11\r\n{width}x{height} (256x256) JPEG/RGB Q=85|AppMag = 40|MPP = 0.2500",
-        metadata=None,
-        software=False,
-    )
+    said = f"Aperio Image Library v11\r\n{width}x{height} (256x256) JPEG/RGB Q=85|AppMag = 40|MPP = 0.2500"
+    synthetic.write_region_tiff(path, pixels, description=said)
 
 
 def _icpr2012(request: Request) -> dict[str, list[Cell]]:

@@ -135,8 +135,10 @@ def write_tiff(path: Path, pages: Sequence[NDArray[np.uint8]] | NDArray[np.uint8
     )
 
 
-def write_region_tiff(path: Path, pixels: NDArray[np.uint8], um_per_px: float = UM_PER_PX) -> None:
-    """An RGB TIFF of JPEG tiles with resolution tags."""
+def write_region_tiff(
+    path: Path, pixels: NDArray[np.uint8], um_per_px: float = UM_PER_PX, description: str | None = None
+) -> None:
+    """An RGB TIFF of JPEG tiles with resolution tags, and what a scanner writes of it."""
     import tifffile
 
     dots_per_cm = 10_000 / um_per_px
@@ -150,6 +152,7 @@ def write_region_tiff(path: Path, pixels: NDArray[np.uint8], um_per_px: float = 
         compressionargs={"level": 85},
         resolution=(dots_per_cm, dots_per_cm),
         resolutionunit="CENTIMETER",
+        description=description,
         metadata=None,
         software=False,
     )
