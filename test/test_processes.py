@@ -13,13 +13,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Killed
+import yaml
+from conftest import ROOT, Killed, training_arguments
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from midog.models import CLASSIFIERS, DETECTORS, build
 from midog.models.focasnet import FoCasNet
+from midog.system import load_system
 from resources.data.crops import Crops
 from resources.data.fields import read_fields
 from resources.train.kit import loop
@@ -39,6 +41,7 @@ from resources.train.kit.yolo11_loss import YOLO11Loss
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 STEPS, BATCH = 10, 6
 SHORT = {"epochs": STEPS, "batch": BATCH, "warmup_epochs": 1, "ema_momentum": (1.0,), "precision": "float32"}
 SHORT |= {"learning_rate": 1e-4, "warmup_lr": 1e-4, "patience": 0, "keep": "last"}
@@ -139,12 +142,15 @@ def losses_of(folder):
     return [float(row["training_loss"]) for row in csv.DictReader((folder / "epochs.csv").open())]
 
 
-def in_two_processes(data, out, what):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+def run(command):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'test'}"}
-    command += [str(data), str(out), what]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def in_two_processes(data, out, what):
+    run([*TORCHRUN, __file__, str(data), str(out), what])
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +190,17 @@ def test_a_loss_of_each_forward_alone_would_not_be_the_same(data, tmp_path, monk
     monkeypatch.setattr(WholeBatch, "total", lambda whole, part: part * whole.forwards)
     train("rtmdet_s", data, tmp_path / "apart", micro_batch=2)
     assert losses_of(tmp_path / "apart") != pytest.approx(losses_of(tmp_path / "one"), rel=1e-3)
+
+
+def test_a_second_stage_is_trained_by_two_processes(data, tmp_path):
+    values = yaml.safe_load((ROOT / "resources/systems/rtmdet_two_stages.yaml").read_text())
+    values["classifier"] |= {"network": "timm", "options": {"name": "test_convnext"}}
+    values["training"]["classifier"] |= {"epochs": 1, "steps_an_epoch": 2, "batch": 5, "warmup_epochs": 0}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    command = [*TORCHRUN, "-m", "resources.train.candidates", "--detector", str(ROOT / "model/rtmdet_tiny")]
+    done = run(command + training_arguments(data, tmp_path / "small.yaml", tmp_path / "out"))
+    assert load_system(tmp_path / "out/model/rtmdet_two_stages").classifier.members
+    assert done.stdout.count("training fields") == 1  # by one of the two
 
 
 @given(batch=st.integers(1, 40), world=st.integers(1, 8), largest=st.integers(1, 50))

@@ -70,13 +70,13 @@ def train(argv: Sequence[str] | None) -> None:
         "training candidates %d, mitotic figures %d; validation candidates %d, of which %d of %d mitotic figures",
         *(len(training), training.labels.sum(), len(validation), validation.labels.sum(), task.truths),
     )
-    (state,) = Loop(task, recipe, arguments.out, device, processes, "stage 2", arguments.micro_batch).run()
+    states = Loop(task, recipe, arguments.out, device, processes, "stage 2", arguments.micro_batch).run()
     if processes.is_first:
         folder = arguments.out / "model" / plan.system.system
         made = Made(
             code=commit(), data=sources_of(arguments), pretrained={"classifier": pretrained} if pretrained else {}
         )
-        export_two_stages(folder, plan, stage1, state, made, partial(task.judge, part=part))
+        export_two_stages(folder, plan, stage1, states[0], made, partial(task.judge, part=part))
     processes.end()
 
 

@@ -100,7 +100,11 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(torch.distributed.get_rank(), world), device
+    processes = Processes(torch.distributed.get_rank(), world)
+    if not processes.is_first:
+        for name in ("midog", "resources"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # the first says the same
+    return processes, device
 
 
 def _group_device() -> str:
