@@ -31,8 +31,9 @@ TRAININGS = {
     "resources.train.candidates": ("classifier", CLASSIFIER),
     "resources.train.atypical": ("classifier", ("epochs=1", "batch=4", "folds=2")),
 }
-LOW = "0.0005"  # after two steps every score is about the first ones, .0008 of YOLO11 and .01 of the others
-SEARCH = ("detector.tile=[640,640]", "detector.views=1", f"detector.score_threshold={LOW}")
+# About the first scores, which two steps hardly change.
+LOW = {"sztu": "0.0005", "rtmdet_s": "0.01", "focasnet": "0.012"}
+SEARCH = ("detector.tile=[640,640]", "detector.views=1")
 SPARSE = ("detector.merge.distance_um=50",)  # so that a second stage does not look everywhere
 NARROW = {
     "sztu": ("detector.options.scale=n", "classifier.options={name: test_convnext}"),
@@ -68,14 +69,17 @@ def cut(words: Sequence[str], system: str, narrow: bool) -> list[str]:
     if module == "resources.data.split" and "--folds" in words:
         return [*given, "--folds", "2"]
     if module == "resources.train.mine":
-        return [*given, "--threshold", LOW]
+        return [*given, "--threshold", LOW[system]]
     if module == "resources.train.folds":
         module = f"resources.train.{words[3]}"
     if module not in TRAININGS:
         return given
     part, values = TRAININGS[module]
     changes = [f"training.{part}.{each}" for each in values]
-    changes += {"sztu": SEARCH, "convnextv2": ()}.get(system, SEARCH + SPARSE)
+    if system in LOW:
+        changes += [*SEARCH, f"detector.score_threshold={LOW[system]}"]
+    if system in ("rtmdet_s", "focasnet"):
+        changes += SPARSE
     changes += [each for each in NARROW[system] if narrow and part in each.split(".")[:2]]
     return [*given, "--pretrained", "none", "--device", "cpu", "--set", *changes]
 
