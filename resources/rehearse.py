@@ -32,13 +32,15 @@ TRAININGS = {
     "resources.train.atypical": ("classifier", ("epochs=1", "batch=4", "folds=2")),
 }
 # About the first scores, which two steps hardly change.
-LOW = {"sztu": "0.0005", "rtmdet_s": "0.01", "focasnet": "0.012"}
+LOW = {"sztu": "0.0005", "rtmdet_s": "0.01", "focasnet": "0.014"}
 SEARCH = ("detector.tile=[640,640]", "detector.views=1")
 SPARSE = ("detector.merge.distance_um=50",)  # so that a second stage does not look everywhere
+SMALL = ("training.detector.tile=[128,128]", "training.detector.ema_momentum=[1.0]")
 NARROW = {
-    "sztu": ("detector.options.scale=n", "classifier.options={name: test_convnext}"),
-    "rtmdet_s": ("detector.options.size=tiny", "training.detector.ema_momentum=[1.0, 0.001]"),
+    "sztu": (*SMALL, "detector.options.scale=n", "classifier.options={name: test_convnext}"),
+    "rtmdet_s": (*SMALL, "detector.options.size=tiny"),
     "focasnet": (
+        *SMALL,
         "detector.options={backbone: 18, levels: 2, width: 32, depth: 1}",
         "classifier.options={name: test_resnet}",
         "classifier.input_px=64",
@@ -78,7 +80,7 @@ def cut(words: Sequence[str], system: str, narrow: bool) -> list[str]:
     changes = [f"training.{part}.{each}" for each in values]
     if system in LOW:
         changes += [*SEARCH, f"detector.score_threshold={LOW[system]}"]
-    if system in ("rtmdet_s", "focasnet"):
+    if system == "focasnet":
         changes += SPARSE
     changes += [each for each in NARROW[system] if narrow and part in each.split(".")[:2]]
     return [*given, "--pretrained", "none", "--device", "cpu", "--set", *changes]
