@@ -1,19 +1,32 @@
 """The documented commands of the four papers, from the official download to a result; `-m whole`: whole networks."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from midog.errors import UserError
 from resources import rehearse
 
-SYSTEMS = list(rehearse.NARROW)
+SYSTEMS = sorted(rehearse.NARROW)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """By system the exit code of its rehearsal and the folder; two at a time, on a processor each."""
+    folders = {system: tmp_path_factory.mktemp(system) for system in SYSTEMS}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        calls = [[system, "--narrow", "--out", str(folder)] for system, folder in folders.items()]
+        codes = list(pool.map(rehearse.main, calls))
+    return {system: (code, folders[system]) for system, code in zip(SYSTEMS, codes, strict=True)}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_documented_commands_end_in_a_result(tmp_path, system):
-    assert rehearse.main([system, "--narrow", "--out", str(tmp_path / "out")]) == 0
-    (result,) = (tmp_path / "out/output").glob("*/*.json")
+def test_documented_commands_end_in_a_result(ended, system):
+    code, folder = ended[system]
+    assert code == 0
+    (result,) = (folder / "output").glob("*/*.json")
     assert json.loads(result.read_text())
 
 
