@@ -8,6 +8,7 @@ import subprocess
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from midog.files import check_writable, sha256_of, write_file, write_with
 
 ROOT = Path(__file__).resolve().parents[3]
 LOG_NAME = "train.log"
+LONGEST_WAIT = timedelta(days=2)  # of a process for another one
 
 StateDict = dict[str, torch.Tensor]
 
@@ -99,7 +101,9 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The first process validates, and looks for candidates on whole slides, while the others wait: longer than the ten
+    # minutes after which NCCL would take it for dead. torchrun ends them where it is.
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     processes = Processes(torch.distributed.get_rank(), world)
     if not processes.is_first:
         for name in ("midog", "resources"):

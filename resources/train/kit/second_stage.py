@@ -170,6 +170,7 @@ class CandidateTask:
         self.tissue = [each for each in training.fields if not is_crop(each)]
         if self.background and not self.tissue:
             raise UserError("training.classifier.background: no field of --data is larger than a crop; set it to 0")
+        self.tissue_fractions = area_fractions(self.tissue)
         self.colours: list[nn.Module] = []
         if recipe.colour_jitter:
             self.colours.append(v2.ColorJitter(*recipe.colour_jitter))
@@ -251,7 +252,7 @@ class CandidateTask:
         random = np.random.default_rng((self.recipe.seed, step, place))
         boxes = self.training.proposals.boxes.numpy()
         for _ in range(MAX_TRIES):
-            field = self.tissue[int(random.choice(len(self.tissue), p=area_fractions(self.tissue)))]
+            field = self.tissue[int(random.choice(len(self.tissue), p=self.tissue_fractions))]
             centre, box = random.uniform(0, field.size), boxes[random.integers(len(boxes))]
             half = (box[2:] - box[:2]) / 2
             seen = self.field_um / 2 / np.array(field.um_per_px) if self.field_um else half
