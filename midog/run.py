@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from midog import job
 from midog.detections import Detections
-from midog.errors import not_installed
+from midog.errors import UserError, not_installed
 from midog.images.folder import open_stack
 from midog.images.resolution import ASSUMED_UM_PER_PX
 from midog.images.slide import ArraySlide, Slide, open_slide
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from midog.engine.classifier import Classifier
     from midog.engine.detector import Progress
     from midog.engine.two_stages import SystemDetector
+
+MOST_PAGES = 16  # of a stack of MIDOG 2025
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,10 @@ class Track1(_Loaded):
         logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
         return found
 
+    def warm_up(self) -> None:
+        """Load the networks and run each once, so that the first image takes as long as the next."""
+        self._detector.warm_up()
+
     def result(self, path: Path, slide: Slide, progress: "Progress | None" = None) -> dict[str, Any]:
         """The platform's checked JSON of an open image; one warning line if the challenge would refuse it.
 
@@ -172,6 +178,14 @@ class Track2(_Loaded):
         logger.info("pages %d, atypical %d", len(probabilities), (probabilities >= 0.5).sum())
         return probabilities
 
+    def warm_up(self) -> None:
+        """Load the networks and run each once, so that the first stack takes as long as the next."""
+        device = self.device
+        from midog.engine.classifier import BATCH_SIZE
+
+        pages = min(MOST_PAGES, BATCH_SIZE[device.type])
+        self.classify(np.zeros((pages, CROP_SIDE, CROP_SIDE, 3), np.uint8))
+
     def result(self, path: Path, stack: Stack | Crops, progress: "Progress | None" = None) -> list[dict[str, Any]]:
         """The platform's JSON of an open stack; it needs no progress bar."""
         return job.atypical_result(self._classify(stack))
@@ -229,6 +243,33 @@ def _load(folder: Path, stamp: tuple[int, int], device: str) -> "Track1 | Track2
     """`stamp` tells a model.yaml that was written anew, as `tune` does, from the one that was loaded."""
     system = load_system(folder)
     return Track1(system, device) if system.track == 1 else Track2(system, device)
+
+
+def load_ahead(tracks: Iterable[int], system: str | None, model: str | Path | None, device: str) -> None:
+    """Load and warm up what `load` gives for jobs of some tracks; a warning for each that it gives nothing for.
+
+    Args:
+        tracks: 1, 2 or both.
+        system, model, device: as `load`.
+
+    Raises:
+        UserError: there is nothing for any of the tracks, or weights are missing or broken.
+    """
+    there, missing = [], {}
+    for track in tracks:
+        try:
+            find_folder(model_folder(model), system, track)
+            there.append(track)
+        except UserError as error:
+            missing[track] = error
+    if not there:
+        raise next(iter(missing.values()))
+    for track, why in missing.items():
+        logger.warning("jobs of Track %d will fail: %s", track, why)
+    for track in there:
+        runner = load(system, track, model, device)
+        runner.warm_up()
+        logger.info("loaded for Track %d: system %s, device %s", track, runner.system, runner.device)
 
 
 def classify_with(model: str | Path | None, device: str) -> Callable[[Slide, Detections], tuple[Detections, str]]:

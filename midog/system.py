@@ -6,7 +6,9 @@ was expected and what stands there. Each weights file is checked against its sha
 """
 
 import fnmatch
+import logging
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -17,6 +19,8 @@ from msgspec import Meta, Struct
 from midog.calibration import Calibration
 from midog.errors import UserError
 from midog.files import read_yaml, sha256_of
+
+logger = logging.getLogger(__name__)
 
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
@@ -402,11 +406,17 @@ def _check_weights(path: Path, sha256: str) -> None:
 
 
 def model_folder(given: str | Path | None) -> Path:
-    """The folder given, else the platform's where it holds something, else our own."""
+    """The folder given, else the platform's where it holds a system, else our own; a warning if it holds other things."""
     if given:
         return Path(given)
-    if PLATFORM_MODEL.is_dir() and any(PLATFORM_MODEL.iterdir()):
+    if any(PLATFORM_MODEL.glob("*/model.yaml")):
         return PLATFORM_MODEL
+    if PLATFORM_MODEL.is_dir() and (not os.access(PLATFORM_MODEL, os.R_OK | os.X_OK) or any(PLATFORM_MODEL.iterdir())):
+        logger.warning(
+            "%s: holds no NAME/model.yaml that can be read, so the image's own weights are used; "
+            "upload the model.tar.gz that ./export.sh writes",
+            PLATFORM_MODEL,
+        )
     return OWN_MODEL if OWN_MODEL.is_dir() else INSTALLED_MODEL
 
 

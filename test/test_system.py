@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from midog.calibration import Calibration
 from midog.errors import UserError
-from midog.system import System, as_yaml, find_system, load_system, model_folder, parse, read_system
+from midog.system import OWN_MODEL, System, as_yaml, find_system, load_system, model_folder, parse, read_system
 
 
 def write_system(folder, name="mine", track=2, members=2):
@@ -234,9 +234,16 @@ def test_a_track_is_seen_however_it_is_written(tmp_path):
         find_system(tmp_path, "convnextv2_small", 2)
 
 
-def test_our_own_weights_stand_in_for_an_empty_mount(tmp_path, monkeypatch):
+def test_our_own_weights_stand_in_for_a_mount_without_a_system(tmp_path, monkeypatch, caplog, no_command_line):
     monkeypatch.setattr("midog.system.PLATFORM_MODEL", tmp_path)
-    assert model_folder(None).name == "model"
+    assert model_folder(None) == OWN_MODEL
+    assert not caplog.records
+    (tmp_path / "README.md").write_text("# as a starter pack has it")
     (tmp_path / "a").mkdir()
+    assert model_folder(None) == OWN_MODEL
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "holds no NAME/model.yaml" in record.getMessage()
+    (tmp_path / "a" / "model.yaml").write_text("")
     assert model_folder(None) == tmp_path
     assert model_folder("x").name == "x"

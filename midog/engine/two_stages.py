@@ -12,7 +12,7 @@ from midog.detections import Detections
 from midog.engine.boxes import merge_near, nms
 from midog.engine.classifier import classify, field_of, load_classifier
 from midog.engine.detector import Progress, find_candidates, load_detector, prefetch
-from midog.images.slide import Slide, at_spacing
+from midog.images.slide import ArraySlide, Slide, at_spacing
 from midog.images.stain import stain_normalised
 
 PREFETCHED = 64  # crops
@@ -80,6 +80,17 @@ class SystemDetector:
             self.field_um, self.crop_px = field_of(system.classifier)
             self.score_weight = system.classifier.score_weight
             self.classifier = load_classifier(system, device, self.field_um)
+
+    def warm_up(self) -> None:
+        """Run everything once on made pixels: noise, which is searched like tissue, and crops, which it has none of."""
+        width, height = self.part.tile
+        spacing = self.part.um_per_px / 2
+        noise = np.random.default_rng(0).integers(0, 256, (4 * height, 4 * width, 3), np.uint8)
+        self(ArraySlide(noise, (spacing, spacing)))
+        if self.classifier:
+            batch = BATCH_SIZE[self.device.type]
+            crops = np.zeros((batch, self.crop_px, self.crop_px, 3), np.uint8)
+            classify(crops, self.classifier, self.device, batch)
 
     def __call__(self, source: Slide, progress: Progress | None = None, batch: int | None = None) -> Detections:
         """Detect on a slide, resampled where its um per pixel is another; in px of the slide itself, reading order.
