@@ -4,6 +4,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+MAX_LINE, MAX_QUOTE = 600, 160  # characters of a message, and of a value in it
+
 
 class UserError(Exception):
     """A problem the user can mend: one line that names the file and the remedy.
@@ -34,6 +36,22 @@ def brief(error: BaseException) -> str:
     """The last line of an error's text, for a one-line message; decoders quote what they stumbled over at length."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()[:200].rstrip(".")
+
+
+def quoted(value: object) -> str:
+    """A value of a JSON file for a message: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list within a thousand lists
+        return f"something long of type {type(value).__name__}"
+    return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}..."
+
+
+def one_line(text: str) -> str:
+    """A message that quotes names as they are: line breaks and their like escaped, cut in the middle if it is long."""
+    if len(text) > MAX_LINE:
+        text = f"{text[: MAX_LINE // 2]} ... {text[-MAX_LINE // 2 :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def set_up_logging() -> None:

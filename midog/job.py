@@ -7,12 +7,12 @@ older files have `interface` for `socket`, and some have both.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midog.errors import UserError, brief
+from midog.errors import UserError, brief, one_line, quoted
 from midog.files import read_json
 
 POINT_NAMES = ("mitotic figure", "non-mitotic figure")
@@ -71,10 +71,8 @@ def read_job(input_dir: str | Path) -> PlatformJob:
         slugs = sorted(slug for slug, _ in places)
         unknown = [slug for slug in slugs if slug not in SOCKETS]
         if unknown or len(slugs) > 1:
-            raise UserError(
-                f"{inputs_path}: no handler for {', '.join(unknown or slugs)}; "
-                f"supported, one a job: {', '.join(sorted(SOCKETS))}"
-            )
+            said = f"no handler for {', '.join(unknown or slugs)}; supported, one a job: {', '.join(sorted(SOCKETS))}"
+            raise UserError(one_line(f"{inputs_path}: {said}"))
         name = entries[0]["image"]["name"]
         if not isinstance(name, str):
             raise TypeError
@@ -103,15 +101,15 @@ def _only_image(input_dir: Path, relative_path: str) -> Path:
         inside = input_dir.resolve() in (folder.resolve(), *folder.resolve().parents)
         names = sorted(path.name for path in folder.glob("*"))
     except (OSError, ValueError) as error:
-        said = f"relative_path {relative_path[:200]!r} is no folder ({brief(error)})"
+        said = f"relative_path {quoted(relative_path)} is no folder ({brief(error)})"
         raise UserError(f"{input_dir / 'inputs.json'}: {said}; {remedy}") from None
     if not inside:
-        said = f"relative_path {relative_path} leads out of the input folder"
+        said = f"relative_path {quoted(relative_path)} leads out of the input folder"
         raise UserError(f"{input_dir / 'inputs.json'}: {said}; {remedy}")
     found = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
     if len(found) != 1:
         said = f"one image ({', '.join(IMAGE_SUFFIXES)}) expected, found {len(found)}: {', '.join(found[:5]) or 'none'}"
-        raise UserError(f"{folder}: {said}; {remedy}")
+        raise UserError(one_line(f"{folder}: {said}; {remedy}"))
     return folder / found[0]
 
 
@@ -132,37 +130,77 @@ def atypical_result(probabilities: Iterable[float]) -> list[dict[str, Any]]:
     return result
 
 
+def schema_breaches(result: object) -> Iterator[str]:
+    """What the platform's schema refuses in a Track 1 result before the evaluation sees it, a line each.
+
+    (Grand Challenge, components/schemas.py: definitions MPOI, point-object and version-object. NaN and Infinity become
+    null while it reads the file.)
+    """
+    if not isinstance(result, dict):
+        yield f"{quoted(result)} is no dictionary; type, points and version are required"
+        return
+    for key in ("type", "points", "version"):
+        if key not in result:
+            yield f"{key} is missing"
+    for key in result:
+        if key not in ("name", "type", "points", "version"):
+            yield f"{quoted(key)} is not allowed"
+    if result.get("type", "Multiple points") != "Multiple points":
+        yield f'type is {quoted(result["type"])}; "Multiple points" expected'
+    if not isinstance(result.get("name", ""), str):
+        yield f"name is {quoted(result['name'])}; a text expected"
+    if "version" in result and not _is_version(result["version"]):
+        yield f"version is {quoted(result['version'])}; major and minor expected, both integers from 0 on"
+    points = result.get("points", [])
+    if not isinstance(points, list):
+        yield f"points is {quoted(points)}; a list expected"
+        return
+    for number, point in enumerate(points):
+        for breach in _point_breaches(point):
+            yield f"points[{number}]: {breach}"
+
+
+def _is_version(version: object) -> bool:
+    return (
+        isinstance(version, dict)
+        and set(version) == {"major", "minor"}
+        and all(is_finite(part) and part >= 0 and part == int(part) for part in version.values())
+    )
+
+
+def _point_breaches(point: object) -> Iterator[str]:
+    if not isinstance(point, dict):
+        yield f"{quoted(point)} is no dictionary"
+        return
+    for key in point:
+        if key not in ("name", "type", "point", "probability"):
+            yield f"{quoted(key)} is not allowed"
+    if point.get("type", "Point") != "Point":
+        yield f'type is {quoted(point["type"])}; "Point" expected'
+    if not isinstance(point.get("name", ""), str):
+        yield f"name is {quoted(point['name'])}; a text expected"
+    place = point.get("point")
+    if not isinstance(place, list) or len(place) != 3 or not all(map(is_finite, place)):
+        yield f"point is {quoted(place)}; three finite numbers expected"
+    probability = point.get("probability", 0)
+    if not is_finite(probability) or not 0 <= probability <= 1:
+        yield f"probability is {quoted(probability)}; a number in [0, 1] expected"
+
+
 def check_detection_result(result: object) -> None:
     """Make sure that the platform's schema and the evaluation accept a Track 1 result, whatever its coordinates.
 
     Raises:
-        ValueError: with the first breach. (Grand Challenge, definitions MPOI, point-object and version-object.)
+        ValueError: with the first breach.
     """
-    if not isinstance(result, dict) or set(result) - {"name"} != {"type", "points", "version"}:
-        raise ValueError("type, points and version are required, name is optional, nothing else is allowed")
-    if result["type"] != "Multiple points" or not isinstance(result["points"], list):
-        raise ValueError('type is "Multiple points" and points is a list')
-    if not isinstance(result.get("name", ""), str):
-        raise ValueError("name is a text")
-    version = result["version"]
-    if (
-        not isinstance(version, dict)
-        or set(version) != {"major", "minor"}
-        or not all(type(part) is int and part >= 0 for part in version.values())
-    ):
-        raise ValueError("version holds major and minor, both integers from 0 on")
+    for breach in schema_breaches(result):
+        raise ValueError(breach)
+    assert isinstance(result, dict)
     for number, point in enumerate(result["points"]):
-        if not isinstance(point, dict) or not {"name", "point", "probability"} <= set(point):
+        if not {"name", "probability"} <= set(point):
             raise ValueError(f"points[{number}]: name, point and probability are required")
-        if set(point) - {"name", "type", "point", "probability"} or point.get("type", "Point") != "Point":
-            raise ValueError(f"points[{number}]: only name, type, point and probability are allowed")
         if point["name"] not in POINT_NAMES:
-            raise ValueError(f"points[{number}]: name is {point['name']!r}; {' or '.join(POINT_NAMES)} expected")
-        place = point["point"]
-        if not isinstance(place, list) or len(place) != 3 or not all(map(is_finite, place)):
-            raise ValueError(f"points[{number}]: point is {place!r}; three finite numbers expected")
-        if not is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
-            raise ValueError(f"points[{number}]: probability is {point['probability']!r}; a number in [0, 1] expected")
+            raise ValueError(f"points[{number}]: name is {quoted(point['name'])}; {' or '.join(POINT_NAMES)} expected")
 
 
 def is_finite(value: object) -> bool:

@@ -406,7 +406,7 @@ def _check_weights(path: Path, sha256: str) -> None:
 
 
 def model_folder(given: str | Path | None) -> Path:
-    """The folder given, else the platform's where it holds a system, else our own; a warning if it holds other things."""
+    """The folder given, else the platform's if a system is in it, else our own, with a warning if other things are."""
     if given:
         return Path(given)
     if any(PLATFORM_MODEL.glob("*/model.yaml")):

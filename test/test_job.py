@@ -14,7 +14,7 @@ from midog.errors import UserError
 def test_a_job_is_read_from_slug_path_and_name_alone(job):
     entries = json.loads((job / "inputs.json").read_text())
     entries[0]["pk"] = 4711
-    entries[0]["interface"]["a_key_of_tomorrow"] = {"x": None}
+    entries[0]["socket"]["a_key_of_tomorrow"] = {"x": None}
     (job / "inputs.json").write_text(json.dumps(entries))
     read = jobs.read_job(job)
     assert read.socket.track == 2
@@ -39,7 +39,7 @@ def write_inputs(folder, slug="stacked-histopathology-roi-cropouts", path="image
 @pytest.mark.parametrize("keys", [("socket",), ("interface",), ("socket", "interface")])
 def test_a_socket_goes_by_either_name(job, keys):
     (entry,) = json.loads((job / "inputs.json").read_text())
-    socket = entry.pop("interface")
+    socket = entry.pop("socket")
     older = {"slug": "of-an-older-file", "relative_path": "images"}
     entry |= {key: socket if key == keys[0] else older for key in keys}
     (job / "inputs.json").write_text(json.dumps([entry]))
@@ -116,6 +116,18 @@ def test_a_path_that_is_none_inside_the_input_folder_is_refused(tmp_path, path, 
         jobs.read_job(tmp_path)
 
 
+def test_names_in_a_message_are_short_and_in_one_line(tmp_path):
+    wrong = [("slug", "x" * 10**6, "no handler for xxx"), ("slug", "a\nb", r"no handler for a\\nb")]
+    wrong += [("path", "a\nb", r"a\\nb: one image"), ("path", "x" * 10**6, "'xxx.* is no folder")]
+    wrong += [("path", "../" * 900, "leads out"), ("path", "x/" * 900, "one image")]
+    for key, value, said in wrong:
+        write_inputs(tmp_path, **{key: value})
+        with pytest.raises(UserError, match=said) as error:
+            jobs.read_job(tmp_path)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 700
+
+
 @given(st.lists(st.floats(0, 1)))
 def test_confidence_is_a_json_float_and_the_class_follows(probabilities):
     result = json.loads(json.dumps(jobs.atypical_result(probabilities)))
@@ -182,13 +194,20 @@ def detections_with(*keys, value):
         (["version", "minor"], ABSENT),
         (["version", "patch"], 0),
         (["version", "major"], -1),
-        (["version", "major"], 1.0),
+        (["version", "major"], 1.5),
+        (["version", "major"], True),
     ],
 )
 def test_what_the_platform_or_the_evaluation_refuses(keys, value):
-    said = r"points\[1\]" if keys[:2] == ["points", 1] else f"{keys[0]}|nothing else"
+    said = r"points\[1\]" if keys[:2] == ["points", 1] else keys[0]
     with pytest.raises(ValueError, match=said):
         jobs.check_detection_result(detections_with(*keys, value=value))
+
+
+def test_what_a_message_quotes_is_short():
+    for key, value in (("probability", 10**400), ("probability", 10**5000), ("name", "x" * 10**6)):
+        with pytest.raises(ValueError, match=rf"^points\[1\]: {key} is .{{1,250}}expected$"):
+            jobs.check_detection_result(detections_with("points", 1, key, value=value))
 
 
 @pytest.mark.parametrize(
@@ -200,10 +219,29 @@ def test_what_the_platform_or_the_evaluation_refuses(keys, value):
         (["points", 1, "probability"], 0),
         (["points", 1, "probability"], 1),
         (["version", "minor"], 7),
+        (["version", "major"], 1.0),  # the schema asks for a number that is a multiple of 1
     ],
 )
 def test_what_the_platform_and_the_evaluation_accept(keys, value):
     jobs.check_detection_result(detections_with(*keys, value=value))
+
+
+def test_the_schema_knows_no_names_and_needs_no_probability():
+    """That is the challenge's evaluation alone, which comes after it."""
+    for keys, value in ((["points", 1, "name"], "mitosis"), (["points", 1, "probability"], ABSENT)):
+        result = detections_with(*keys, value=value)
+        assert list(jobs.schema_breaches(result)) == []
+        with pytest.raises(ValueError, match=r"points\[1\]: name"):
+            jobs.check_detection_result(result)
+
+
+def test_all_breaches_of_the_schema_are_told():
+    result = detections_with("points", 0, "probability", value=2) | {"model": 3}
+    del result["version"]
+    assert list(jobs.schema_breaches(result)) == [
+        *("version is missing", "'model' is not allowed"),
+        "points[0]: probability is 2; a number in [0, 1] expected",
+    ]
 
 
 def test_a_bad_result_is_not_a_result():

@@ -154,24 +154,30 @@ def test_froc_by_hand():
     assert area == pytest.approx(8 - 7 * 8 / 49 + 4 / 49, abs=1e-5)
 
 
+def scored(each, allowed):
+    """The organisers' counts of some points alone."""
+    found = each.points[allowed].tolist()
+    return score_detection(ground_truth=each.truths.tolist(), predictions=found, radius=metrics.MATCH_MM)
+
+
 def by_definition(cases):
     """FROC as the organisers define it: `score_detection` anew at each of the 40 thresholds."""
     scores = np.concatenate([each.scores for each in cases])
     thresholds = np.linspace(scores.min(), scores.max(), 40) if scores.min() < scores.max() else scores[:1]
     false_per_image, recall = [], []
     for threshold in thresholds:
-        counts = [
-            score_detection(
-                ground_truth=each.truths.tolist(),
-                predictions=each.points[each.scores >= threshold].tolist(),
-                radius=metrics.MATCH_MM,
-            )
-            for each in cases
-        ]
+        counts = [scored(each, each.scores >= threshold) for each in cases]
         true, missed = sum(each.true_positives for each in counts), sum(each.false_negatives for each in counts)
         recall.append(true / (true + missed + 1e-6))
         false_per_image.append(np.mean([each.false_positives for each in counts]))
     return false_per_image, recall
+
+
+def area_by_definition(cases):
+    false_per_image, recall = map(np.array, by_definition(cases))
+    order, places = np.argsort(false_per_image), np.linspace(0, 8, 50)
+    heights = np.interp(places, false_per_image[order], recall[order], left=0, right=recall[order][-1])
+    return np.trapezoid(heights, places)
 
 
 @st.composite
@@ -194,6 +200,48 @@ def test_froc_is_the_definition(cases):
     if len(found[0]):
         expected = by_definition(cases)
         assert [values.tolist() for values in found] == [list(values) for values in expected]
+    assert not any(each.has_ties for each in cases)  # so they were counted once for all thresholds
+
+
+def lattice(generator, step, shifted):
+    """Up to four images of truths, and of points shifted by half a step or not, on a square lattice; few scores."""
+    cases = []
+    for _ in range(generator.integers(1, 5)):
+        side = generator.integers(2, 9)
+        truths, places = (
+            generator.integers(0, side, (generator.integers(0, most), 2)) * step + shift
+            for most, shift in ((side * side, 0), (2 * side * side, shifted * step / 2))
+        )
+        found = detections(places, generator.integers(0, 30, len(places)) / 32, generator.random(len(places)) < 0.5)
+        cases.append(DetectionCase("a", 0, "random", np.pad(truths, ((0, 0), (0, 1))), found))
+    return cases
+
+
+@pytest.mark.parametrize("step", [2**-9, 2**-8, 0.0025, 0.0075])  # the last are the radius, and a part of it
+@pytest.mark.parametrize("shifted", [False, True])  # shifted, a truth has four points equally far
+def test_ties_of_distances_are_broken_as_the_organisers_break_them(step, shifted):
+    """The tree of `score_detection` breaks them by what else is in it, so at another threshold in another way."""
+    generator = np.random.default_rng(0)
+    for _ in range(12):
+        cases = lattice(generator, step, shifted)
+        found = metrics.froc(cases)
+        if len(found[0]):
+            assert [values.tolist() for values in found] == [list(values) for values in by_definition(cases)]
+            assert metrics.froc_area(cases) == area_by_definition(cases)
+        for each in cases:
+            assert each.counts == scored(each, each.accepted)
+            assert len(each.missed) == each.counts.false_negatives
+            assert (each.accepted & ~each.matched(each.accepted)).sum() == each.counts.false_positives
+
+
+def test_a_figure_is_missed_where_it_counts_as_missed():
+    """Which of two figures is missed hangs on the rejected points no more than the count does."""
+    generator = np.random.default_rng(1)
+    for _ in range(60):
+        (each, *_) = lattice(generator, 2**-8, True)
+        alone = replace(each, detections=each.detections[each.accepted])
+        assert each.missed.tolist() == alone.missed.tolist()
+        assert each.points[each.matched(each.accepted)].tolist() == alone.points[alone.matched(alone.accepted)].tolist()
 
 
 def shuffled(each, random):

@@ -1,8 +1,9 @@
 """Cases of an evaluation: a ground truth, predictions, and what the organisers' evaluation refuses of them.
 
 The ground truth has the organisers' format, and what their evaluation refuses is refused here (DeepMicroscopy,
-MIDOG25_T1_evaluation_docker and MIDOG25_T2_evaluation_docker, evaluate.py). Predictions are read from a folder of jobs
-as the platform lays them out, or from a plain folder with one file an image.
+MIDOG25_T1_evaluation_docker and MIDOG25_T2_evaluation_docker, evaluate.py). What only the platform's schema refuses,
+before that, is a warning: the figures are what the evaluation would have given. Predictions are read from a folder of
+jobs as the platform lays them out, or from a plain folder with one file an image.
 """
 
 import logging
@@ -17,7 +18,7 @@ import numpy as np
 from midog import job
 from midog.about import About, read_about
 from midog.detections import Detections
-from midog.errors import UserError
+from midog.errors import UserError, one_line, quoted
 from midog.evaluation import metrics
 from midog.evaluation.metrics import Case
 from midog.files import read_json
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 METRICS_NAME = "metrics.json"
 INPUT_SLUGS = {socket.track: slug for slug, socket in job.SOCKETS.items()}
 CLASSES = ("normal", "atypical")
-MAX_PROBLEMS = 50  # lines that are shown of a list of problems
+MAX_PROBLEMS = 50  # lines that are shown of a list of problems, or of warnings
 MAX_CASES = 10  # of a set that are named in a line
 Truths = dict[str, dict[str, Any]]  # the ground truth's mapping by an image's name
 
@@ -53,49 +54,60 @@ def read_ground_truth(path: str | Path, track: int) -> Truths:
     """
     content = read_json(path, "give --ground-truth a file in the organisers' format")
     try:
-        if track == 2:
-            if not isinstance(content, list):
-                raise ValueError("not a list of stacks")
-            content = {entry["image"]: entry for entry in content}
-        if not isinstance(content, dict) or not content:
-            raise ValueError("no image in it")
-        for image, truth in content.items():
+        truths = _by_image(content, track)
+        for image, truth in truths.items():
             try:
                 _check_truth(truth, track)
             except KeyError as error:
                 raise ValueError(f"{image}: {error} is missing") from None
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{image}: {error}") from None
-        if len({isinstance(domain, str) for truth in content.values() for domain in _domains(truth, track)}) > 1:
+        if len({isinstance(domain, str) for truth in truths.values() for domain in _domains(truth, track)}) > 1:
             raise ValueError("tumour domains are numbers or texts, not both")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a ground truth of Track {track} ({error}); see resources/data/ground_truth.py"
-        ) from None
+    except ValueError as error:
+        said = f"not a ground truth of Track {track} ({one_line(str(error))})"
+        raise UserError(f"{path}: {said}; see resources/data/ground_truth.py") from None
+    return truths
+
+
+def _by_image(content: Any, track: int) -> Truths:
+    if track == 2:
+        if not isinstance(content, list):
+            raise ValueError("not a list of stacks")
+        if not all(isinstance(stack, dict) and isinstance(stack.get("image"), str) for stack in content):
+            raise ValueError("a stack without the name of its image")
+        content = {stack["image"]: stack for stack in content}
+    if not isinstance(content, dict) or not content:
+        raise ValueError("no image in it")
     return content
 
 
-def _check_truth(truth: dict[str, Any], track: int) -> None:
+def _check_truth(truth: object, track: int) -> None:
+    if not isinstance(truth, dict):
+        raise ValueError(f"{quoted(truth)} is no dictionary")
+    for name in ("annotations",) if track == 1 else ("labels", "tumordomains"):
+        if not isinstance(truth[name], list):
+            raise ValueError(f"{name} is {quoted(truth[name])}; a list expected")
     if track == 1:
         if truth["roi type"] not in metrics.ROI_TYPES:
-            raise ValueError(f"roi type {truth['roi type']!r}; {', '.join(metrics.ROI_TYPES)} expected")
+            raise ValueError(f"roi type {quoted(truth['roi type'])}; {', '.join(metrics.ROI_TYPES)} expected")
         for place in truth["annotations"]:
-            if len(place) != 3 or not all(map(job.is_finite, place)):
-                raise ValueError(f"annotation {place!r}; x, y and z in mm expected")
+            if not isinstance(place, list) or len(place) != 3 or not all(map(job.is_finite, place)):
+                raise ValueError(f"annotation {quoted(place)}; x, y and z in mm expected")
             if max(map(abs, place)) > job.EVALUATED_MM[1]:
-                raise ValueError(f"annotation {place!r} looks like px; mm expected")
+                raise ValueError(f"annotation {quoted(place)} looks like px; mm expected")
     else:
         if not 0 < len(truth["labels"]) == len(truth["tumordomains"]):
             raise ValueError("labels and as many tumordomains expected")
         unknown = [label for label in truth["labels"] if label not in CLASSES]
         if unknown:
-            raise ValueError(f"label {unknown[0]!r}; {' or '.join(CLASSES)} expected")
+            raise ValueError(f"label {quoted(unknown[0])}; {' or '.join(CLASSES)} expected")
     for domain in _domains(truth, track):
-        if not isinstance(domain, int | str):
-            raise ValueError(f"tumour domain {domain!r}; a number or a text expected")
+        if not isinstance(domain, str) and not job.is_finite(domain):
+            raise ValueError(f"tumour domain {quoted(domain)}; a number or a text expected")
 
 
-def _domains(truth: dict[str, Any], track: int) -> list[int | str]:
+def _domains(truth: dict[str, Any], track: int) -> list[float | str]:
     return [truth["tumor domain"]] if track == 1 else truth["tumordomains"]
 
 
@@ -150,18 +162,18 @@ def _results_of_jobs(folder: Path, track: int, images: Sequence[str]) -> Results
     results = Results()
     for number, entry in enumerate(jobs if isinstance(jobs, list) else [None]):
         try:
-            slugs = {job.socket_of(value)["slug"]: value for value in entry["inputs"]}
-            if set(slugs) != {INPUT_SLUGS[track]}:
-                said = f"input {', '.join(slugs)}; {INPUT_SLUGS[track]} expected"
+            slugs = sorted(job.socket_of(value)["slug"] for value in entry["inputs"])
+            if slugs != [INPUT_SLUGS[track]]:
+                said = f"input {', '.join(slugs) or 'missing'}; {INPUT_SLUGS[track]} expected, once"
                 results.problems.append(f"{path}: job {entry['pk']}: {said}")
                 continue
-            image = slugs[INPUT_SLUGS[track]]["image"]["name"]
+            image = entry["inputs"][0]["image"]["name"]
             sockets = [job.socket_of(value) for value in entry["outputs"]]
-            outputs = {socket["slug"]: socket["relative_path"] for socket in sockets}
-            if output_slug not in outputs:
+            outputs = [socket["relative_path"] for socket in sockets if socket["slug"] == output_slug]
+            if not outputs:
                 results.problems.append(f"{path}: job {entry['pk']}: no output {output_slug}")
                 continue
-            result = folder / entry["pk"] / "output" / outputs[output_slug]
+            result = folder / entry["pk"] / "output" / outputs[0]  # of several the organisers, too, take the first
         except (KeyError, TypeError):
             raise UserError(
                 f"{path}: entry {number} is no job with pk, inputs and outputs; copy the platform's file again"
@@ -205,7 +217,7 @@ def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = 
 
     Returns:
         list of `DetectionCase` (Track 1) or `StackCase` (Track 2), in the order of `find_results`; warnings, a line
-        each, about images that are predicted never or twice.
+        each, about images that are predicted never or twice, and results that the platform's schema refuses.
 
     Raises:
         UserError: what the organisers' evaluation would refuse, all of it, a line each; an image in two folders; no
@@ -214,6 +226,7 @@ def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = 
     results = _found_in(track, truths, folders)
     problems = results.problems + ([] if chosen else results.foreign)
     cases: list[Case] = []
+    refused: list[str] = []
     for image, path in results.found:
         try:
             result = read_json(path, "write it again")
@@ -225,16 +238,16 @@ def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = 
         problems += [f"{path}: {problem}" for problem in wrong]
         if not wrong:
             cases.append(case_of(track, image, truth, result))
+            breaches = list(job.schema_breaches(result)) if track == 1 else []  # Track 2's kind, "Anything", has none
+            if breaches:
+                refused.append(f"{path}: the platform's schema refuses it before the evaluation: {_first_of(breaches)}")
     named = ", ".join(map(str, folders))
     if problems:
-        more = len(problems) - MAX_PROBLEMS
-        shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise UserError(
-            "\n".join([f"{named}: the organisers' evaluation refuses these predictions; mend these:", *shown])
-        )
+        said = f"{named}: the organisers' evaluation refuses these predictions; mend these:"
+        raise UserError("\n".join([said, *map(one_line, _cut(problems))]))
     if not cases:
         raise UserError(f"{named}: predictions of {len(results.foreign)} images, none of those chosen; choose others")
-    remarks = []
+    remarks = _cut(refused)
     answered = {image for image, _ in results.found}
     if absent := len(truths) - len(answered):
         names = [image for image in truths if image not in answered]
@@ -250,7 +263,17 @@ def read_cases(track: int, truths: Truths, *folders: str | Path, chosen: bool = 
         )
     if twice := len(results.found) - len(answered):
         remarks.append(f"{twice} predictions are a second one of their image: the organisers count both")
-    return cases, remarks
+    return cases, list(map(one_line, remarks))
+
+
+def _first_of(breaches: Sequence[str]) -> str:
+    return breaches[0] + (f" (and {len(breaches) - 1} more)" if len(breaches) > 1 else "")
+
+
+def _cut(lines: Sequence[str]) -> list[str]:
+    """The first lines of a list that may be long, and how many more there are."""
+    more = len(lines) - MAX_PROBLEMS
+    return [*lines[:MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _is_guessed(about: About | None) -> bool:
@@ -337,7 +360,7 @@ def training_cases(system: System, cases: Iterable[tuple[str, str]]) -> str:
 
 
 def _point_problems(result: Any) -> Iterator[str]:
-    """What the organisers, or the platform's schema, refuse in a Track 1 result, a line each."""
+    """What the organisers refuse in a Track 1 result, a line each; what only the schema refuses is none of it."""
     if not isinstance(result, dict) or not isinstance(result.get("points"), list):
         yield 'no "points", a list, in it'
         return
@@ -345,21 +368,26 @@ def _point_problems(result: Any) -> Iterator[str]:
     for number, point in enumerate(result["points"]):
         where = f"points[{number}]"
         if not isinstance(point, dict):
-            yield f"{where}: {point!r} is no dictionary"
+            yield f"{where}: {quoted(point)} is no dictionary"
             continue
         missing = [key for key in ("name", "point", "probability") if key not in point]
         if missing:
             yield f"{where}: {', '.join(missing)} is missing"
             continue
         if point["name"] not in job.POINT_NAMES:
-            yield f"{where}: name {point['name']!r}; {' or '.join(job.POINT_NAMES)} expected"
-        if not job.is_finite(point["probability"]) or not 0 <= point["probability"] <= 1:
-            yield f"{where}: probability {point['probability']!r}; a number in [0, 1] expected"
+            yield f"{where}: name {quoted(point['name'])}; {' or '.join(job.POINT_NAMES)} expected"
+        if not _counts_as_number(point["probability"]):
+            yield f"{where}: probability {quoted(point['probability'])}; a number in [0, 1] expected"
         place = point["point"]
-        if not isinstance(place, list) or len(place) != 3 or not all(map(job.is_finite, place)):
-            yield f"{where}: point {place!r}; x, y and z in mm expected"
+        if not isinstance(place, list) or len(place) < 3 or not all(map(_counts_as_number, place[:3])):
+            yield f"{where}: point {quoted(place)}; x, y and z in mm expected"
         elif not all(low <= value <= high for value in place[:2]):
             yield f"{where}: x {place[0]:g}, y {place[1]:g}; {low} to {high} mm expected (are these pixels?)"
+
+
+def _counts_as_number(value: object) -> bool:
+    """Whether the organisers' code can count with it: with true and false, too, as 1 and 0."""
+    return isinstance(value, bool) or job.is_finite(value)
 
 
 def _crop_problems(result: Any, truth: dict[str, Any]) -> Iterator[str]:
@@ -372,23 +400,30 @@ def _crop_problems(result: Any, truth: dict[str, Any]) -> Iterator[str]:
     for number, crop in enumerate(result):
         where = f"[{number}]"
         if not isinstance(crop, dict):
-            yield f"{where}: {crop!r} is no dictionary"
+            yield f"{where}: {quoted(crop)} is no dictionary"
             continue
         missing = [key for key in ("class", "confidence") if key not in crop]
         if missing:
             yield f"{where}: {', '.join(missing)} is missing"
             continue
         if crop["class"] not in CLASSES:
-            yield f"{where}: class {crop['class']!r}; {' or '.join(CLASSES)} expected"
+            yield f"{where}: class {quoted(crop['class'])}; {' or '.join(CLASSES)} expected"
         if not isinstance(crop["confidence"], float):
-            yield f"{where}: confidence {crop['confidence']!r} is no float (write 1.0, not 1)"
+            yield f"{where}: confidence {quoted(crop['confidence'])} is no float (write 1.0, not 1)"
         elif not math.isfinite(crop["confidence"]):
-            yield f"{where}: confidence {crop['confidence']!r}; a finite number expected"
+            yield f"{where}: confidence {crop['confidence']}; a finite number expected"
+
+
+class _AsWritten(Detections):
+    """A result with its probabilities as they are: what lies outside [0, 1] counts, though the schema refuses it."""
+
+    def __post_init__(self) -> None:
+        """Its numbers were checked when it was read."""
 
 
 def _detection_case(image: str, truth: dict[str, Any], result: Any) -> metrics.DetectionCase:
     truths = np.array(truth["annotations"], np.float64).reshape(-1, 3)
-    return metrics.DetectionCase(image, truth["tumor domain"], truth["roi type"], truths, Detections.from_json(result))
+    return metrics.DetectionCase(image, truth["tumor domain"], truth["roi type"], truths, _AsWritten.from_json(result))
 
 
 def _stack_case(image: str, truth: dict[str, Any], result: Any) -> metrics.StackCase:

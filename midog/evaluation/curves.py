@@ -113,9 +113,9 @@ def froc(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
 def f1_over_threshold(axes: "Axes", cases: Sequence[DetectionCase]) -> None:
     points = metrics.operating_points(cases)
     figures = sum(case.positives for case in cases)
+    _unit_axes(axes, xlabel="least probability that is accepted", ylabel="F1")  # first: scores may lie anywhere
     axes.plot(points.scores, metrics.f1(points.true, figures - points.true, points.all - points.true), color=BLUE)
     axes.axvline(0.5, color=GREY, linestyle=":", label="0.5")
-    _unit_axes(axes, xlabel="least probability that is accepted", ylabel="F1")
     axes.legend()
 
 

@@ -23,6 +23,7 @@ MATCH_UM = 7.5  # the challenge's distance of a match
 MATCH_MM = MATCH_UM / 1000
 HALF_SIDE_MM = 0.01125  # of the square around a point: neighbours at 7.5 um along an axis have an IoU of 0.5
 ROI_TYPES = ("hotspot", "challenging", "random")
+SAME_MM = 1e-12  # distances that are equal but for rounding: far below a px, far above it
 EPSILON = 1e-6  # the organisers', against division by zero
 FROC_THRESHOLDS, FROC_MAX_FALSE, FROC_STEPS = 40, 8, 50
 RECALL_STEPS = np.arange(0, 1.01, 0.01).tolist()  # the organisers' 101, rounding errors included
@@ -85,7 +86,7 @@ class DetectionCase:
     """
 
     image: str
-    domain: int | str
+    domain: float | str
     roi_type: str
     truths: Floats
     detections: Detections
@@ -112,20 +113,63 @@ class DetectionCase:
     @cached_property
     def counts(self) -> DetectionCounts:
         """Of the accepted points."""
+        return self.counts_of(self.accepted)
+
+    def counts_of(self, allowed: Mask) -> DetectionCounts:
+        """The counts of `score_detection` when only some points are there.
+
+        Args:
+            allowed: bool (N,).
+        """
         from evalutils.scorers import score_detection
 
-        found = self.points[self.accepted].tolist()
+        found = self.points[allowed].tolist()
         return DetectionCounts(*score_detection(ground_truth=self.truths.tolist(), predictions=found, radius=MATCH_MM))
 
+    def true_from(self, threshold: float) -> int:
+        """True positives of `score_detection` among the points with a score from a threshold on."""
+        allowed = self.scores >= threshold
+        count = int(allowed.sum())  # tells which points these are
+        if count not in self._true:
+            self._true[count] = self.counts_of(allowed).true_positives
+        return self._true[count]
+
     @cached_property
-    def _hits(self) -> list[list[int]]:
-        """For each truth the points within the radius, nearest first."""
-        if len(self.truths) == 0 or len(self.points) == 0:
+    def _true(self) -> dict[int, int]:
+        """What `true_from` has counted, by the number of points."""
+        return {}
+
+    def _hits(self, allowed: Mask, radius: float = MATCH_MM) -> list[list[int]]:
+        """For each truth those of some points that lie within a distance, nearest first, in the scorer's order."""
+        if len(self.truths) == 0 or not allowed.any():
             return []
         from evalutils.scorers import find_hits_for_targets
 
-        hits: list[list[int]] = find_hits_for_targets(targets=self.truths, predictions=self.points, radius=MATCH_MM)
-        return hits
+        numbers = np.flatnonzero(allowed)
+        hits = find_hits_for_targets(targets=self.truths, predictions=self.points[allowed], radius=radius)
+        return [numbers[near].tolist() for near in hits]
+
+    @cached_property
+    def _all_hits(self) -> list[list[int]]:
+        """Of all points, with those that rounding alone may keep beyond the radius."""
+        return self._hits(np.ones(len(self.points), bool), MATCH_MM + SAME_MM)
+
+    @cached_property
+    def has_ties(self) -> bool:
+        """Whether two points are equally far from a truth that may take either, or one lies just at the radius.
+
+        `score_detection` searches a tree of the points. How that breaks a tie hangs on all points that are in it, so
+        their matches at one threshold do not tell those at another.
+        """
+        truths = np.repeat(np.arange(len(self._all_hits)), [len(near) for near in self._all_hits])
+        apart = np.linalg.norm(self.points[self._near] - self.truths[truths], axis=1)
+        equal = (np.diff(apart) <= SAME_MM) & (truths[1:] == truths[:-1])
+        return bool(equal.any() or (apart >= MATCH_MM - SAME_MM).any())
+
+    @property
+    def _near(self) -> Counts:
+        """The points of all hits, truth by truth."""
+        return np.concatenate([np.zeros(0), *self._all_hits]).astype(np.int64)
 
     def matched(self, allowed: Mask) -> Mask:
         """The greedy matching of `score_detection` when only some points are there.
@@ -137,20 +181,20 @@ class DetectionCase:
             bool (N,), the points that a truth took.
         """
         taken = np.zeros(len(allowed), bool)
-        points = self._match(allowed)
+        points = self._match(self._hits(allowed), allowed)
         taken[points[points >= 0]] = True
         return taken
 
     @cached_property
     def missed(self) -> Counts:
         """int64 (F,), indices of the truths that no accepted point matched."""
-        return np.flatnonzero(self._match(self.accepted) < 0)
+        return np.flatnonzero(self._match(self._hits(self.accepted), self.accepted) < 0)
 
-    def _match(self, allowed: Mask) -> Counts:
-        """int64 (T,), the point that each truth took, or -1."""
+    def _match(self, hits: list[list[int]], allowed: Mask) -> Counts:
+        """int64 (T,), the point that each truth took of its hits that are allowed, or -1."""
         free = allowed.tolist()
         taken = np.full(len(self.truths), -1, np.int64)
-        for truth, near in enumerate(self._hits):
+        for truth, near in enumerate(hits):
             for point in near:
                 if free[point]:
                     free[point] = False
@@ -160,8 +204,12 @@ class DetectionCase:
 
     @cached_property
     def steps(self) -> Steps:
-        near = np.concatenate([np.zeros(0, np.int64), *self._hits]).astype(np.int64)
-        return _steps(self.scores, lambda score: int(self.matched(self.scores >= score).sum()), self.scores[near])
+        """At a tie, of distances that are equal, the counts are those of one order at all thresholds."""
+
+        def true_at(score: float) -> int:
+            return int((self._match(self._all_hits, self.scores >= score) >= 0).sum())
+
+        return _steps(self.scores, true_at, self.scores[self._near])
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +239,7 @@ class StackCase:
         """(true positives, false positives, false negatives, true negatives)."""
         return confusion(self.labels, self.called)
 
-    def of_domain(self, domain: int | str) -> "StackCase":
+    def of_domain(self, domain: float | str) -> "StackCase":
         """The pages of one tumour domain."""
         mine = self.domains == domain
         return StackCase(self.image, self.domains[mine], self.labels[mine], self.called[mine], self.scores[mine])
@@ -241,6 +289,9 @@ def match(truths: ArrayLike, found: ArrayLike, radius: float) -> Counts:
 
 def operating_points(cases: Sequence[Case]) -> Steps:
     """Counts over all cases at every threshold at which they change.
+
+    Where two points are equally far from a figure (`DetectionCase.has_ties`), one order of them holds at every
+    threshold; the organisers' may be another at each, and `froc` counts them so.
 
     Args:
         cases: `DetectionCase`s or `StackCase`s.
@@ -407,14 +458,17 @@ def froc(cases: Sequence[DetectionCase]) -> tuple[Floats, Floats]:
         cases: of any number.
 
     Returns:
-        false positives an image and recall, float64 (40,) each; (1,) if all scores are equal, (0,) without points.
+        false positives an image and recall, float64 (40,) each; fewer if scores are all but equal, (0,) without points.
     """
-    points = operating_points(cases)
-    if len(points.scores) == 0:
+    scores = np.concatenate([np.zeros(0), *(case.scores for case in cases)])
+    if len(scores) == 0:
         return np.zeros(0), np.zeros(0)
-    high, low = points.scores[0], points.scores[-1]
-    thresholds = np.linspace(low, high, FROC_THRESHOLDS) if low < high else np.array([low])
-    true, positives = counts_at(points, thresholds)
+    thresholds = np.unique(np.linspace(scores.min(), scores.max(), FROC_THRESHOLDS))
+    true, positives = counts_at(operating_points([case for case in cases if not case.has_ties]), thresholds)
+    for case in cases:
+        if case.has_ties:
+            true += [case.true_from(threshold) for threshold in thresholds]
+            positives += (case.scores >= thresholds[:, None]).sum(axis=1)
     return (positives - true) / len(cases), true / (sum(case.positives for case in cases) + EPSILON)
 
 
@@ -449,7 +503,7 @@ def detection_strata(cases: Sequence[DetectionCase]) -> dict[str, list[Detection
     """The cases of each tumour domain, "tumor_0" and so on, then of each ROI type, "roi_type_hotspot" and so on."""
     strata = {
         f"tumor_{domain}": [case for case in cases if case.domain == domain]
-        for domain in sorted({case.domain for case in cases})  # all numbers or all texts
+        for domain in np.unique([case.domain for case in cases])  # all numbers or all texts; one float makes all floats
     }
     return strata | {f"roi_type_{kind}": [case for case in cases if case.roi_type == kind] for kind in ROI_TYPES}
 

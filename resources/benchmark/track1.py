@@ -73,8 +73,8 @@ def write_slide(path: Path, tissue: NDArray[np.uint8], um_per_px: float) -> None
 
 def run_job(folder: Path, image: Path, model: Path, system: str | None, device: str) -> tuple[float, float, str]:
     """The whole process as the platform starts it: seconds, peak memory in MiB, what it said."""
-    interface = {"slug": SLUG, "relative_path": synthetic.REGION_FOLDER}
-    (folder / "inputs.json").write_text(json.dumps([{"image": {"name": image.name}, "interface": interface}]))
+    socket = {"slug": SLUG, "relative_path": synthetic.REGION_FOLDER}
+    (folder / "inputs.json").write_text(json.dumps([{"image": {"name": image.name}, "socket": socket}]))
     command = [sys.executable, entry_point(), "--input", str(folder), "--output", str(folder / "out")]
     command += ["--model", str(model), "--device", device]
     command += ["--system", system] if system else []

@@ -159,34 +159,36 @@ def write_region_tiff(
 
 
 def write_region_job(folder: Path, pixels: NDArray[np.uint8]) -> None:
-    """A Track 1 job as the platform lays it out, with all the keys of its long form."""
+    """A Track 1 job as the platform lays it out, with all the keys of its long form; it names a socket twice."""
     write_region_tiff(folder / REGION_FOLDER / "b7a9c2d4-51e8-4f0b-8c36-9d2e7f1a6053.tiff", pixels)
+    socket = {
+        "pk": 91,
+        "title": "Histopathology ROI",
+        "description": "",
+        "kind": "Image",
+        "super_kind": "Image",
+        "slug": "histopathology-region-of-interest-cropout",
+        "relative_path": REGION_FOLDER,
+        "default_value": None,
+        "overlay_segments": [],
+        "look_up_table": None,
+        "example_value": None,
+    }
     inputs: list[dict[str, Any]] = [
         {
             "pk": 4711,
             "file": None,
             "value": None,
             "image": {"pk": "0e5b7a42-6d0f-4a5e-9a1c-3f6c1f0e2025", "name": "sample.tiff"},
-            "interface": {
-                "pk": 91,
-                "title": "Histopathology ROI",
-                "description": "",
-                "kind": "Image",
-                "super_kind": "Image",
-                "slug": "histopathology-region-of-interest-cropout",
-                "relative_path": REGION_FOLDER,
-                "default_value": None,
-                "overlay_segments": [],
-                "look_up_table": None,
-                "example_value": None,
-            },
+            "socket": socket,
+            "interface": socket,
         }
     ]
     (folder / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
 
 
 def write_job(folder: Path, pages: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> None:
-    """A Track 2 job as the platform lays it out, with the few keys of its templates."""
+    """A Track 2 job as the platform lays it out, with the few keys of its starter packs."""
     relative_path = "images/stacked-histopathology-roi-cropouts"
     write_tiff(folder / relative_path / "3f6c1f0e-sample.tif", pages)
     inputs = [
@@ -194,7 +196,7 @@ def write_job(folder: Path, pages: Sequence[NDArray[np.uint8]] | NDArray[np.uint
             "file": None,
             "value": None,
             "image": {"name": "sample_stack.tiff"},
-            "interface": {
+            "socket": {
                 "slug": "stacked-histopathology-roi-cropouts",
                 "kind": "Image",
                 "super_kind": "Image",
