@@ -57,9 +57,11 @@ def answer(arguments: argparse.Namespace) -> None:
 
 
 def load(arguments: argparse.Namespace, tracks: Sequence[int]) -> None:
-    """What `answer` needs for any job of the tracks."""
+    """What `answer` needs for any job of the tracks; `arguments.model` is then the folder that it comes from."""
     from midog.run import load_ahead
+    from midog.system import model_folder
 
+    arguments.model = model_folder(arguments.model)  # once, because it may have to warn
     load_ahead(tracks, arguments.system, arguments.model, arguments.device)
 
 

@@ -245,12 +245,13 @@ def _load(folder: Path, stamp: tuple[int, int], device: str) -> "Track1 | Track2
     return Track1(system, device) if system.track == 1 else Track2(system, device)
 
 
-def load_ahead(tracks: Iterable[int], system: str | None, model: str | Path | None, device: str) -> None:
+def load_ahead(tracks: Iterable[int], system: str | None, model: Path, device: str) -> None:
     """Load and warm up what `load` gives for jobs of some tracks; a warning for each that it gives nothing for.
 
     Args:
         tracks: 1, 2 or both.
-        system, model, device: as `load`.
+        system, device: as `load`.
+        model: folder of the systems' folders.
 
     Raises:
         UserError: there is nothing for any of the tracks, or weights are missing or broken.
@@ -258,7 +259,7 @@ def load_ahead(tracks: Iterable[int], system: str | None, model: str | Path | No
     there, missing = [], {}
     for track in tracks:
         try:
-            find_folder(model_folder(model), system, track)
+            find_folder(model, system, track)
             there.append(track)
         except UserError as error:
             missing[track] = error
