@@ -1,4 +1,4 @@
-"""midog predict | report | evaluate | tune | systems | train: for use outside the platform."""
+"""midog predict | report | view | evaluate | tune | systems | train: for use outside the platform."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from midog import __version__, job
 from midog.errors import UserError, exit_code
-from midog.files import check_writable
+from midog.files import check_writable, sha256_of
 from midog.images.track import check_mpp
 from midog.system import find_system, model_folder
 
@@ -61,10 +61,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument(
         "--any-image", action="store_true", help="draw on IMAGE even if RESULT.json was made from another one"
     )
+    report.add_argument(
+        "--figures",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="REVIEWED.geojson",
+        help="a reader's corrections, saved by the page or exported by QuPath, to report instead",
+    )
+    view = commands.add_parser("view", help="look at a result on its slide in the browser, and correct it")
+    view.add_argument("result", type=Path, metavar="RESULT", help="mitotic-figures.json, or the folder that holds it")
+    view.add_argument(
+        "image", type=Path, nargs="?", metavar="IMAGE", help="what it was made from (the one beside it, or a folder up)"
+    )
+    view.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (4744, or any that is free)")
+    view.add_argument("--no-browser", action="store_true", help="only say the address")
+    view.add_argument("--any-image", action="store_true", help="show IMAGE even if RESULT was made from another one")
     for command in (predict, report):
         command.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
+    for command in (predict, report, view):
         command.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the file's is wrong or missing")
+    for command in (predict, report):
         command.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too, by Track 2's")
     evaluate = commands.add_parser("evaluate", help="predictions, or a system, against a ground truth", **EVALUATE)
     evaluation_inputs.add_arguments(evaluate)
@@ -112,6 +130,9 @@ def report(arguments: argparse.Namespace) -> None:
     from midog.report.draw import draw
 
     track, result = read_result(arguments.result)
+    if len(arguments.figures) > 1:
+        given = " and ".join(map(str, arguments.figures))
+        raise UserError(f"--figures {given}: reviews are not merged; give one, or a report of each in its own --out")
     check_mpp(arguments.image, arguments.mpp, track)
     check_writable(arguments.out)
     bound = bind(arguments.result, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
@@ -120,8 +141,27 @@ def report(arguments: argparse.Namespace) -> None:
         from midog.run import classify_with
 
         subtypes = classify_with(arguments.model, arguments.device)
-    known = bound.resolution, bound.doubts, bound.system
-    draw(track, arguments.image, result, arguments.out, *known, subtypes, bound.default_um_per_px)
+    draw(
+        track,
+        arguments.image,
+        result,
+        arguments.out,
+        bound.resolution,
+        bound.doubts,
+        bound.system,
+        subtypes,
+        bound.default_um_per_px,
+        result_sha256=sha256_of(arguments.result),
+        figures=next(iter(arguments.figures), None),
+        any_image=arguments.any_image,
+    )
+
+
+def view(arguments: argparse.Namespace) -> None:
+    """Show a result on its slide in the browser."""
+    from midog.view import run
+
+    run(arguments)
 
 
 def read_result(path: Path) -> tuple[int, Any]:
@@ -180,8 +220,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    commands = {"predict": predict, "report": report, "evaluate": evaluate, "tune": tune, "systems": systems}
-    return exit_code((commands | {"train": train})[arguments.command], arguments)
+    commands = {"predict": predict, "report": report, "view": view, "evaluate": evaluate, "tune": tune}
+    return exit_code((commands | {"systems": systems, "train": train})[arguments.command], arguments)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from midog.job import POINT_NAMES, VERSION
 
 FIGURE, REJECTED = POINT_NAMES
 ATYPICAL, NORMAL = "atypical mitotic figure", "normal mitotic figure"
+UNSURE = "not sure"  # a reader's verdict alone
 # Yellow and blue are apart for every kind of colour vision; in grey, lightness and size tell them apart.
-COLOURS = {FIGURE: "#ffe11a", NORMAL: "#ffe11a", ATYPICAL: "#ff5a1f", REJECTED: "#1747c9"}
+COLOURS = {FIGURE: "#ffe11a", NORMAL: "#ffe11a", ATYPICAL: "#ff5a1f", REJECTED: "#1747c9", UNSURE: "#9333ea"}
 MM_PER_PX = (1000.0, 1000.0)  # um/px of a result without its image: a pixel is a millimetre
 _DTYPES = {"boxes": np.float64, "scores": np.float32, "probabilities": np.float64, "accepted": bool}
 _DTYPES |= {"atypical": np.float32}

@@ -25,7 +25,7 @@ import msgspec
 
 from midog import __version__, about, job
 from midog.errors import UserError
-from midog.files import check_writable, write_file, write_json
+from midog.files import check_writable, sha256_of, write_file, write_json
 from midog.images.folder import Found, find_images, identity_of, resolution_of
 from midog.images.resolution import ASSUMED, Resolution, format_spacing
 from midog.images.slide import SUFFIXES
@@ -298,7 +298,7 @@ def result_of(each: Job, progress: "Progress | None") -> tuple[str, int, Any, Re
         about.write_about(each.folder, wanted | made)
     logger.info("result %s%s", result_path, ", made before" if done else "")
     if each.report and (not done or not (each.folder / REPORTS[track]).exists()):
-        _draw(each, track, result, resolution, runner)
+        _draw(each, track, result, resolution, runner, sha256_of(result_path))
     return "done before" if done else "done", track, result, resolution
 
 
@@ -319,13 +319,14 @@ def _warnings() -> Iterator[list[str]]:
         listened.removeHandler(listener)
 
 
-def _draw(each: Job, track: int, result: Any, resolution: Resolution, runner: Any) -> None:
+def _draw(each: Job, track: int, result: Any, resolution: Resolution, runner: Any, result_sha256: str) -> None:
     from midog.report.draw import draw
 
     subtypes = classify_with(each.model, each.device) if each.atypical and track == 1 else None
     logging.getLogger("midog.images").setLevel(logging.ERROR)  # what is odd about the file was said when it was run
     try:
-        draw(track, each.image, result, each.folder, resolution, (), str(runner.system), subtypes)
+        known = resolution, (), str(runner.system), subtypes
+        draw(track, each.image, result, each.folder, *known, result_sha256=result_sha256)
     finally:
         logging.getLogger("midog.images").setLevel(logging.NOTSET)
 

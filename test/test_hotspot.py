@@ -1,12 +1,18 @@
-"""The window with the most figures: by hand, at the edges, and against trying every window."""
+"""The window with the most figures: by hand, at the edges, against trying every window, and as the page finds it."""
+
+import dataclasses
+import json
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py_mini_racer import MiniRacer
 
 from midog.images.slide import Slide
 from midog.report import hotspot
+from midog.report.density import CELLS, KERNEL_MM, density_map, scale_top
 from midog.report.hotspot import LONG_NM, SHORT_NM, find_hotspot, places_nm
 
 MM = 1_000_000
@@ -118,3 +124,58 @@ def test_a_figure_enters_and_leaves_the_tree_once(monkeypatch):
     )
     assert find_hotspot(places, LARGE).count > 100
     assert len(changes) <= 2 * 4 * len(places)
+
+
+@pytest.fixture(scope="module")
+def javascript():
+    """Calls a function of the page's hotspot.js."""
+    with MiniRacer() as engine:
+        engine.eval((files("midog.report") / "templates/hotspot.js").read_text())
+        yield lambda call: json.loads(engine.eval(f"JSON.stringify({call})"))
+
+
+def random_set(random):
+    """Places and an image's size, nm: scattered or on a lattice, some equal, some outside; the image of any size."""
+    size = (random.choice([0.3, 1, 2, 8], 2) * random.integers(MM // 2, 2 * MM, 2)).astype(np.int64)
+    count = int(random.choice([random.integers(0, 4), random.integers(0, 301)]))
+    places = (random.random((count, 2)) * 1.2 - 0.1) * size
+    if random.random() < 0.5:  # with steps of which some fit the window exactly
+        step = random.choice([LONG_NM, SHORT_NM, 444_409, MM // 4], 2)
+        places = np.rint(places / step) * step
+    if random.random() < 0.3:
+        places = np.clip(places, -1, size)  # some on the image's edge
+    return np.rint(places).astype(np.int64), size
+
+
+def test_the_page_finds_the_same_windows(javascript):
+    random = np.random.default_rng(26)
+    sets = [random_set(random) for _ in range(500)]
+    rows = [[*places.T.tolist(), *size.tolist()] for places, size in sets]
+    pages = javascript(f"{json.dumps(rows)}.map(row => Hotspot.find(...row, {LONG_NM}, {SHORT_NM}))")
+    ours = [find_hotspot(places, size) for places, size in sets]
+    assert pages == [window and dataclasses.asdict(window) for window in ours]
+    shapes = {window and window.width == LONG_NM for window in ours}
+    assert shapes == {None, True, False}  # the sets are of every kind
+
+
+def test_the_page_counts_pixels_in_the_same_nm(javascript):
+    """Half a nm goes to the even one, at 0.001 um/px, and on either side of 0."""
+    x = np.array([0, 1, 2, -1, -2, 0.25, 12345.678, 0.1])
+    for step in (0.001, 0.2529, 1 / 3):
+        ours = places_nm(Slide((9, 9), (step, step)), np.stack([x, x], axis=1)).T.tolist()
+        assert javascript(f"Hotspot.places({x.tolist()}, {x.tolist()}, [{step}, {step}])") == ours
+    assert javascript("Hotspot.places([0, 1, 2, -1], [0, 1, 2, -2], [.001, .001])") == [[0, 2, 2, 0], [0, 2, 2, -2]]
+    assert javascript("Hotspot.extent([5, 7], [.0005, .0015])") == [2, 10]
+
+
+@pytest.mark.parametrize("size_mm", [(15.0, 12.5), (1.8, 2.4)])
+def test_the_page_paints_the_same_density(javascript, size_mm):
+    places = np.random.default_rng(0).random((200, 2)) * 1.1 * size_mm
+    places = np.concatenate([places, [[0, 0], size_mm, np.array(size_mm) / 4]])  # on the edges of cells
+    ours = density_map(places, size_mm)
+    call = f"{places.T.tolist()[0]}, {places.T.tolist()[1]}, {size_mm[0]}, {size_mm[1]}, {KERNEL_MM}, {CELLS}"
+    page = javascript(f"(({{values, ...shape}}) => ({{...shape, values: [...values]}}))(Hotspot.density({call}))")
+    assert (page["rows"], page["columns"]) == ours.shape
+    np.testing.assert_allclose(page["values"], ours.ravel(), rtol=1e-9, atol=1e-12 * ours.max())
+    assert javascript(f"Hotspot.scaleTop([0, {ours.max()}])") == scale_top(ours)
+    assert javascript("Hotspot.scaleTop([0])") == 1

@@ -35,7 +35,7 @@ from midog.images.tiff import open_tiff
 from midog.images.whole_slide import open_whole_slide
 
 WHITE = 255
-BAND_BYTES = 32 << 20  # of a level that an overview holds at once
+BAND_BYTES = 32 << 20  # of a level that an overview or a smaller picture of a part holds at once
 
 _TIFF = {".tif", ".tiff", ".btf"}
 _PICTURE = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -44,6 +44,8 @@ _OTHERS = _TIFF | _PICTURE | _WHOLE_SLIDE | {".mha"}
 SUFFIXES = _OTHERS | {".dcm"}
 
 logger = logging.getLogger(__name__)
+
+Read = Callable[[int, int, int, int], NDArray[np.uint8]]  # x, y, width, height, px -> (height, width, 3)
 
 
 def open_slide(
@@ -240,6 +242,23 @@ class Slide:
         """
         raise NotImplementedError
 
+    def shrunk(self, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
+        """Level-0 pixels of any place, averaged over squares, white outside the image.
+
+        The nearest larger level of the pyramid is read, in pieces; without a pyramid level 0 is.
+
+        Args:
+            x, y, width, height: px of level 0; where a side is no multiple of `factor`, the last squares go beyond it.
+            factor: a square's side, px; best a power of two, as those of pyramids are.
+
+        Returns:
+            uint8 (ceil(height / factor), ceil(width / factor), 3).
+
+        Raises:
+            UserError: if they cannot be decoded.
+        """
+        return _average((x, y, width, height), factor, self.size, self.size, self.read)
+
     def points_mm(self, points: ArrayLike) -> NDArray[np.float64]:
         """Pixel (x, y), (N, 2), a pixel's centre at integers -> float64 (N, 2) in mm, as SimpleITK has it."""
         pixels = np.asarray(points, np.float64).reshape(-1, 2)
@@ -288,6 +307,7 @@ class _FileSlide(Slide):
         self.segment = image.levels[0].segment
         self.corner_px = image.corner_px
         self._image = image
+        self._levels = list(image.levels)  # without those that could not be decoded
         self._lock = threading.Lock()  # one file position, one cache
 
     def _read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -298,17 +318,26 @@ class _FileSlide(Slide):
             return level.read(x, y, width, height)
 
     def overview(self, longest_side: int) -> NDArray[np.uint8]:
-        levels = list(self._image.levels)
+        size = _overview_size(self.size, longest_side)
+        return self._of_level(size, lambda level_size, read: _shrink(self.size, level_size, longest_side, read))
+
+    def shrunk(self, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
+        area, size = (x, y, width, height), (self.size[0] // factor, self.size[1] // factor)
+        return self._of_level(size, lambda level_size, read: _average(area, factor, self.size, level_size, read))
+
+    def _of_level(
+        self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """What `make` gives of the smallest level that has at least a size, or of a finer one if that is damaged."""
         while True:
-            index = _fitting([level.size for level in levels], longest_side)
+            level = _fitting(self._levels, size)
             try:
-                read = partial(self._read_level, levels[index])
-                return _shrink(self.size, levels[index].size, longest_side, read)
+                return make(level.size, partial(self._read_level, level))
             except UserError as error:
-                if index == 0:
+                if level is self._levels[0]:
                     raise
                 logger.warning(f"{error}; a finer level of the pyramid is shown instead")
-                del levels[index]
+                self._levels = [other for other in self._levels if other is not level]
 
     def close(self) -> None:
         with self._lock:
@@ -321,17 +350,16 @@ def _overview_size(size: tuple[int, int], longest_side: int) -> tuple[int, int]:
     return width, height
 
 
-def _fitting(sizes: Sequence[tuple[int, int]], longest_side: int) -> int:
-    """The smallest of levels of these (width, height), largest first, that an overview need not enlarge."""
-    width, height = _overview_size(sizes[0], longest_side)
-    return max(index for index, size in enumerate(sizes) if index == 0 or min(size[0] - width, size[1] - height) >= 0)
+def _fitting(levels: Sequence[Level], size: tuple[int, int]) -> Level:
+    """The smallest of levels, largest first, that a picture of (width, height), at most level 0's, need not enlarge."""
+    return [level for level in levels if level.size[0] >= size[0] and level.size[1] >= size[1]][-1]
 
 
 def _shrink(
     size: tuple[int, int],
     level_size: tuple[int, int],
     longest_side: int,
-    read: Callable[[int, int, int, int], NDArray[np.uint8]],
+    read: Read,
 ) -> NDArray[np.uint8]:
     """`Slide.overview` of an image of a size out of one of its levels; `read` takes x, y, width, height in it."""
     from PIL import Image
@@ -348,6 +376,35 @@ def _shrink(
         box = 0, top * step - first, full_width, min(bottom * step, full_height) - first
         view[top:bottom] = np.asarray(band.resize((width, bottom - top), Image.Resampling.BOX, box))
     return view
+
+
+def _average(
+    area: tuple[int, int, int, int], factor: int, size: tuple[int, int], level_size: tuple[int, int], read: Read
+) -> NDArray[np.uint8]:
+    """`Slide.shrunk` of an image of a size out of one of its levels; `read` takes x, y, width, height in it."""
+    from PIL import Image
+
+    x, y, width, height = area
+    columns, rows = math.ceil(width / factor), math.ceil(height / factor)
+    steps = factor * np.array(level_size) / size  # level px a square
+    if 3 * columns * rows * steps.prod() > BAND_BYTES and columns * rows > 1:
+        axis = 0 if rows > 1 else 1  # rows first, because strips are as wide as the image
+        half = (rows, columns)[axis] // 2 * factor
+        parts = [(x, y, width, half), (x, y + half, width, height - half)]
+        if axis == 1:
+            parts = [(x, y, half, height), (x + half, y, width - half, height)]
+        return np.concatenate([_average(part, factor, size, level_size, read) for part in parts], axis)
+    place = np.array([x, y]) / factor
+    start, end = place * steps, (place + (columns, rows)) * steps
+    first, last = np.floor(start).astype(int), np.ceil(end).astype(int)
+    low, high = np.maximum(first, 0), np.minimum(last, level_size)
+    if (low >= high).any():
+        return np.full((rows, columns, 3), WHITE, np.uint8)
+    inside = read(*low.tolist(), *(high - low).tolist())
+    pad = np.stack([low - first, last - high], axis=1)
+    pixels = np.pad(inside, (pad[1], pad[0], (0, 0)), constant_values=WHITE)
+    box = *(start - first).tolist(), *(end - first).tolist()
+    return np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BOX, box))
 
 
 class _Resampled(Slide):

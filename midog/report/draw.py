@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from midog.detections import Detections
 from midog.errors import UserError
-from midog.images.folder import open_stack, resolution_of
+from midog.images.folder import identity_of, open_stack, resolution_of
 from midog.images.resolution import ASSUMED, ASSUMED_UM_PER_PX, Resolution
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def draw(
     system: str | None = None,
     classify_figures: "Callable[[Slide, Detections], tuple[Detections, str]] | None" = None,
     default_um_per_px: float = ASSUMED_UM_PER_PX,
+    result_sha256: str | None = None,
+    figures: Path | None = None,
+    any_image: bool = False,
 ) -> None:
     """Write the report of a Track 1 result, or the contact sheets of a Track 2 result.
 
@@ -41,21 +44,34 @@ def draw(
         system: what made the result, where that is known.
         classify_figures: gives P(atypical) to a Track 1 result's mitotic figures, and names its system; or None.
         default_um_per_px: of both axes, without `resolution` where the file says nothing plausible.
+        result_sha256: of the result's file, to which a review of the page is bound; None where there is none.
+        figures: a reader's corrections of a Track 1 result, as `midog.report.review` reads them; or None.
+        any_image: whether those may be of another image.
 
     Raises:
-        UserError: the image cannot be read or does not fit the result; the disk refuses a file.
+        UserError: the image cannot be read or does not fit the result; the corrections are no such; the disk refuses a
+            file.
     """
     name = image.name or image.resolve().name
     if track == 1:
         from midog.images.slide import open_slide
         from midog.report.page import write_report
+        from midog.report.review import apply, read_review
 
         with open_slide(image, resolution.um_per_px[0] if resolution else None, default_um_per_px) as slide:
             if resolution:
                 slide.um_per_px, slide.resolution = resolution.um_per_px, resolution
-            found = found_on(slide, result)
-            write_report(slide, found, out, name, system, classify_figures, notices(doubts, slide.resolution))
+            found = found_on(slide, result).best_first()
+            whole, review = identity_of(image), None
+            identity = {"name": name, "bytes": whole["bytes"], "sha256": whole["sha256"]}
+            if figures:
+                review = read_review(figures, slide, found, identity, result_sha256, any_image)
+                logger.info("agreement: %s", apply(slide, found, review).agreement)
+            known = notices(doubts, slide.resolution), review, identity, result_sha256
+            write_report(slide, found, out, name, system, classify_figures, *known)
         return
+    if figures:
+        raise UserError(f"{figures}: corrects a result of Track 1, and this is one of Track 2; leave --figures out")
     if classify_figures:
         raise UserError(f"{image}: a stack's figures are classified already; leave --atypical out")
     from midog.report.contact_sheet import write_contact_sheets

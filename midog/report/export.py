@@ -1,22 +1,24 @@
-"""Results as files for other programs: CSV of candidates and of crops, and GeoJSON of candidates for QuPath."""
+"""Results as files for other programs: CSV of candidates, crops and agreement, and GeoJSON of candidates for QuPath."""
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midog.detections import Detections, feature
+from midog.detections import COLOURS, Detections, feature
 from midog.images.resolution import Resolution, format_spacing
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR
 from midog.report.hotspot import Hotspot
+from midog.report.review import Agreement, Corrected
 
 CSV_FORMATS = {  # by column, in their order
-    "number": "d",
+    "number": "",
     "name": "s",
     "probability": ".6f",
     "x_px": ".2f",
@@ -25,25 +27,52 @@ CSV_FORMATS = {  # by column, in their order
     "y_mm": ".6f",
     "in_hotspot": "d",
     "p_atypical": ".6f",
+    "origin": "s",
+    "note": "s",
 }
+OF_REVIEWS = {"origin", "note"}
+FORMULA = tuple("=+-@\t\r")  # what a spreadsheet would compute
 RESOLUTION = "um_per_px", "um_per_px_source"  # the last columns of every table
 
 
-def figures_csv(found: Detections, in_hotspot: NDArray[np.bool_], with_atypical: bool, resolution: Resolution) -> str:
-    """All candidates as CSV text, numbered from 1 in their order; P(atypical) is empty where it was not asked.
+def figures_csv(
+    found: Detections,
+    in_hotspot: NDArray[np.bool_],
+    with_atypical: bool,
+    resolution: Resolution,
+    corrected: Corrected | None = None,
+) -> str:
+    """All candidates as CSV text, numbered from 1 in their order; a probability is empty where there is none.
 
     Args:
         found: N candidates.
         in_hotspot: bool (N,), accepted or not.
         with_atypical: whether the column for P(atypical) is there.
         resolution: of their image.
+        corrected: what a reader said of them, for the columns `OF_REVIEWS`; or None.
     """
     columns = found.to_table() | {"number": range(1, len(found) + 1), "in_hotspot": in_hotspot.astype(int)}
-    formats = {name: CSV_FORMATS[name] for name in CSV_FORMATS if with_atypical or name != "p_atypical"}
+    left_out = set() if with_atypical else {"p_atypical"}
+    if corrected:
+        columns |= {
+            "number": corrected.numbers,
+            "name": corrected.names_of(found),
+            "probability": np.where(corrected.added, np.nan, found.probabilities),
+            "p_atypical": np.where(corrected.by_reader, np.nan, found.atypical),
+            "origin": corrected.origins,
+            "note": [f"'{note}" if note.startswith(FORMULA) else note for note in corrected.notes],
+        }
+    else:
+        left_out |= OF_REVIEWS
+    formats = {name: CSV_FORMATS[name] for name in CSV_FORMATS if name not in left_out}
     rows = zip(*(columns[name] for name in formats), strict=True)
-    cells = ([format(value, form) for value, form in zip(row, formats.values(), strict=True)] for row in rows)
+    cells = ([_cell(value, form) for value, form in zip(row, formats.values(), strict=True)] for row in rows)
     taken = _resolution(resolution)
-    return _csv([*formats, *RESOLUTION], ([*("" if cell == "nan" else cell for cell in row), *taken] for row in cells))
+    return _csv([*formats, *RESOLUTION], ([*row, *taken] for row in cells))
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value != value else format(value, form)  # only NaN differs from itself
 
 
 def crops_csv(files: Sequence[str], result: list[dict[str, Any]], resolutions: Sequence[Resolution]) -> str:
@@ -73,26 +102,72 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def figures_geojson(slide: Slide, found: Detections, hotspot: Hotspot | None) -> str:
-    """All candidates as point detections and the hotspot as an annotation, as `Detections.to_geojson` explains them.
+def agreement_csv(agreement: Agreement) -> str:
+    """CSV text of one row."""
+    counts = asdict(agreement)
+    return _csv(list(counts), [[str(count) for count in counts.values()]])
+
+
+def figures_geojson(
+    slide: Slide, found: Detections, hotspot: Hotspot | None, corrected: Corrected | None = None
+) -> str:
+    """The mitotic figures as point detections and the hotspot as an annotation: what QuPath counts are figures.
 
     Args:
         slide: for its um/px and the corner of its scanned area.
-        found: numbered from 1 in their order.
+        found: numbered from 1 in their order, the refused ones too.
         hotspot: None without mitotic figures.
+        corrected: what a reader said of them, or None.
 
     Returns:
-        GeoJSON text, a feature a line.
+        GeoJSON text, a feature a line, as `Detections.to_geojson` explains it.
     """
-    collection = found.to_geojson(slide.corner_px)
-    features = collection.pop("features")
+    collection = _collection(slide, found, found.accepted, corrected)
     if hotspot:
         box = hotspot.box_px(slide) - np.tile(slide.corner_px, 2)
         left, top, right, bottom = box.round(2).tolist()
         ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
         geometry = {"type": "Polygon", "coordinates": [ring]}
         measurements = {"figures": hotspot.count, "figures per mm2": round(hotspot.density, 4)}
-        features.append(feature(geometry, "annotation", "hotspot", "hotspot", HOTSPOT_COLOUR, measurements))
+        collection["features"].append(
+            feature(geometry, "annotation", "hotspot", "hotspot", HOTSPOT_COLOUR, measurements)
+        )
+    return _text(collection)
+
+
+def candidates_geojson(slide: Slide, found: Detections, corrected: Corrected | None = None) -> str:
+    """The candidates that are no mitotic figures, as `figures_geojson` has those that are."""
+    return _text(_collection(slide, found, ~found.accepted, corrected))
+
+
+def _collection(
+    slide: Slide, found: Detections, chosen: NDArray[np.bool_], corrected: Corrected | None
+) -> dict[str, Any]:
+    """Those that are chosen, bool (N,), with the numbers that they have among all."""
+    collection = found.to_geojson(slide.corner_px)
+    features = collection["features"]
+    rows = np.flatnonzero(chosen).tolist()
+    if corrected:
+        names = corrected.names_of(found)
+        for row in rows:
+            _say(features[row]["properties"], row, corrected, names[row])
+    return collection | {"features": [features[row] for row in rows]}
+
+
+def _say(properties: dict[str, Any], row: int, corrected: Corrected, name: str) -> None:
+    """What a reader said of a candidate, in its feature."""
+    note = corrected.notes[row]
+    properties["name"] = corrected.numbers[row]
+    properties["classification"] = {"name": name, "color": list(bytes.fromhex(COLOURS[name][1:]))}
+    properties["metadata"] = {"origin": corrected.origins[row]} | ({"note": note} if note else {})
+    if corrected.added[row]:
+        del properties["measurements"]["probability"]
+    if corrected.by_reader[row]:
+        del properties["measurements"]["P(atypical)"]
+
+
+def _text(collection: dict[str, Any]) -> str:
+    features = collection.pop("features")
     head = "".join(f"{json.dumps(key)}: {json.dumps(value)}, " for key, value in collection.items())
     lines = ",\n".join(json.dumps(each, allow_nan=False) for each in features)
     return f'{{{head}"features": [\n{lines}\n]}}\n'

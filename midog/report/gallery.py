@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from midog.detections import ATYPICAL, REJECTED, Detections
+from midog.detections import ATYPICAL, COLOURS, REJECTED, UNSURE, Detections
 from midog.images.slide import Slide
 from midog.report.canvas import HEADER, MARGIN, SMALL_FONT, SOFT, TEXT_FONT, TITLE_FONT
+from midog.report.review import Corrected
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,7 +18,8 @@ CROP = 96  # px, FIELD_UM at .25 um/px
 MAX_CROPS = 400
 COLUMNS = 10
 CAPTION = 52  # px under a crop
-ON_WHITE = {REJECTED: "#64748b", ATYPICAL: "#c2410c"}  # colours of frames and captions; the others are green
+# Colours of frames and captions; the others are green.
+ON_WHITE = {REJECTED: "#64748b", ATYPICAL: "#c2410c", UNSURE: COLOURS[UNSURE]}
 ACCEPTED_ON_WHITE = "#15803d"
 
 
@@ -42,13 +44,16 @@ def _cut(slide: Slide, centre: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(field).resize((CROP, CROP), Image.Resampling.BICUBIC))
 
 
-def gallery(crops: list[NDArray[np.uint8]], found: Detections, title: str) -> "Image.Image":
+def gallery(
+    crops: list[NDArray[np.uint8]], found: Detections, title: str, corrected: Corrected | None = None
+) -> "Image.Image":
     """Draw the crops with their captions.
 
     Args:
         crops: as `cut_crops` returns them.
         found: of those without a crop only the number is said.
         title: one line on top.
+        corrected: what a reader said of them, or None.
 
     Returns:
         RGB, `COLUMNS` crops wide.
@@ -62,24 +67,32 @@ def gallery(crops: list[NDArray[np.uint8]], found: Detections, title: str) -> "I
     font = ImageFont.load_default(SMALL_FONT)
     draw.text((MARGIN, MARGIN), title, "black", ImageFont.load_default(TITLE_FONT))
     accepted = int(found.accepted.sum())
-    summary = f"{accepted} mitotic figures, {len(found) - accepted} rejected candidates, most probable first"
+    unsure = int(corrected.unsure.sum()) if corrected else 0
+    summary = f"{accepted} mitotic figures, {len(found) - accepted - unsure} rejected candidates, most probable first"
+    if corrected:
+        summary += f", the reader's last; not sure: {unsure}"
     if len(found) > len(crops):
         summary += f"; the first {len(crops)} are shown"
     summary += f". A crop shows {FIELD_UM:g} um."
     draw.text((MARGIN, MARGIN + 28), summary, SOFT, ImageFont.load_default(TEXT_FONT))
-    shown = found[: len(crops)]
-    for number, (crop, name) in enumerate(zip(crops, shown.class_names, strict=True)):
+    names = corrected.names_of(found) if corrected else found.class_names
+    for number, (crop, name) in enumerate(zip(crops, names[: len(crops)], strict=True)):
         left = number % COLUMNS * cell_x + MARGIN
         top = number // COLUMNS * cell_y + MARGIN + HEADER
         colour = ON_WHITE.get(name, ACCEPTED_ON_WHITE)
         draw.rectangle((left - 3, top - 3, left + CROP + 2, top + CROP + 2), fill=colour)
         sheet.paste(Image.fromarray(crop), (left, top))
-        verdict = "rejected" if name == REJECTED else "accepted"
-        if not np.isnan(shown.atypical[number]):
-            verdict = f"P(atypical) {shown.atypical[number]:.2f}"
+        heading = f"{number + 1}  P {found.probabilities[number]:.3f}"
+        verdict = {REJECTED: "rejected", UNSURE: UNSURE}.get(name, "accepted")
+        if not np.isnan(found.atypical[number]):
+            verdict = f"P(atypical) {found.atypical[number]:.2f}"
+        if corrected and corrected.added[number]:
+            heading = f"{corrected.numbers[number]}  by the reader"
+        if corrected and corrected.by_reader[number]:
+            verdict = name.split()[0]
         below = top + CROP + 4
-        x, y = shown.centres[number]
-        draw.text((left, below), f"{number + 1}  P {shown.probabilities[number]:.3f}", "black", font)
+        x, y = found.centres[number]
+        draw.text((left, below), heading, "black", font)
         draw.text((left, below + 15), verdict, colour, font)
         draw.text((left, below + 30), f"{x:.0f}, {y:.0f} px", SOFT, font)
     return sheet

@@ -1,27 +1,34 @@
 """A region or slide in one picture, with its mitotic figures, the rejected candidates, and the hotspot."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midog.detections import COLOURS, FIGURE, REJECTED, Detections
+from midog.detections import COLOURS, FIGURE, REJECTED, UNSURE, Detections
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR, TEXT_FONT, LegendEntry, below_header, ring, scale_bar_entry
 from midog.report.hotspot import Hotspot
+from midog.report.review import Corrected
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 LONGEST_SIDE = 2000  # px of the slide in the picture
 MAX_LABELS = 60  # the probabilities of more figures would hide the tissue
-RADIUS_UM = {FIGURE: 12.5, REJECTED: 8.0}
-MIN_RADIUS = {FIGURE: 6, REJECTED: 3}  # px
+RADIUS_UM = {FIGURE: 12.5, REJECTED: 8.0, UNSURE: 12.5}
+MIN_RADIUS = {FIGURE: 6, REJECTED: 3, UNSURE: 6}  # px
 
 
 def overlay(
-    slide: Slide, view: NDArray[np.uint8], found: Detections, hotspot: Hotspot | None, title: str
+    slide: Slide,
+    view: NDArray[np.uint8],
+    found: Detections,
+    hotspot: Hotspot | None,
+    title: str,
+    corrected: Corrected | None = None,
 ) -> "Image.Image":
     """Draw a slide with its candidates.
 
@@ -31,6 +38,7 @@ def overlay(
         found: in px of the slide.
         hotspot: None without mitotic figures.
         title: one line on top.
+        corrected: what a reader said of them, or None.
 
     Returns:
         RGB: the view below a header of `canvas.HEADER` px.
@@ -42,11 +50,19 @@ def overlay(
     um_per_px = slide.um_per_px / scale
     if hotspot:
         _draw_window(picture, hotspot.box_px(slide) * np.tile(scale, 2))
-    _draw_candidates(picture, (found.centres + 0.5) * scale - 0.5, found, float(um_per_px.mean()))
-    figures = int(found.accepted.sum())
+    names = np.where(found.accepted, FIGURE, REJECTED)
+    labels = [f"{probability:.2f}" for probability in found.probabilities]
+    if corrected:
+        names[corrected.unsure] = UNSURE
+        labels = [
+            number if added else label
+            for number, added, label in zip(corrected.numbers, corrected.added, labels, strict=True)
+        ]
+    _draw_candidates(picture, (found.centres + 0.5) * scale - 0.5, names, labels, float(um_per_px.mean()))
     legend = [
-        _ring_entry(f"mitotic figures: {figures}", FIGURE),
-        _ring_entry(f"rejected candidates: {len(found) - figures}", REJECTED),
+        _ring_entry(f"mitotic figures: {(names == FIGURE).sum()}", FIGURE),
+        _ring_entry(f"rejected candidates: {(names == REJECTED).sum()}", REJECTED),
+        *([_ring_entry(f"not sure: {corrected.unsure.sum()}", UNSURE)] if corrected else []),
         LegendEntry(f"area: {area_mm2(slide):.3g} mm2"),
         scale_bar_entry(picture.width, float(um_per_px[0])),
     ]
@@ -79,22 +95,27 @@ def _draw_window(picture: "Image.Image", box: NDArray[np.float64]) -> None:
     draw.rectangle((left, top, right, bottom), outline=HOTSPOT_COLOUR, width=4)
 
 
-def _draw_candidates(picture: "Image.Image", centres: NDArray[np.float64], found: Detections, um_per_px: float) -> None:
-    """`centres` and `um_per_px` are the picture's."""
+def _draw_candidates(
+    picture: "Image.Image",
+    centres: NDArray[np.float64],
+    names: NDArray[np.str_],
+    labels: Sequence[str],
+    um_per_px: float,
+) -> None:
+    """`centres` and `um_per_px` are the picture's; `labels` are drawn beside the figures."""
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT_FONT)
     radii = {name: max(RADIUS_UM[name] / um_per_px, MIN_RADIUS[name]) for name in RADIUS_UM}
-    for centre in centres[~found.accepted]:
-        ring(draw, centre, radii[REJECTED], REJECTED)
-    figures = centres[found.accepted]
-    for centre in figures:  # on top of the others
-        ring(draw, centre, radii[FIGURE], FIGURE)
+    for name in (REJECTED, UNSURE, FIGURE):  # the last on top
+        for centre in centres[names == name]:
+            ring(draw, centre, radii[name], name)
+    figures = np.flatnonzero(names == FIGURE).tolist()
     if len(figures) > MAX_LABELS:
         return
     reach = radii[FIGURE] + 4
-    for (x, y), probability in zip(figures.tolist(), found.probabilities[found.accepted], strict=True):
-        label = f"{probability:.2f}"
+    for row in figures:
+        (x, y), label = centres[row], labels[row]
         fits = x + reach + font.getlength(label) < picture.width
         place, anchor = ((x + reach, y), "lm") if fits else ((x - reach, y), "rm")
         draw.text(place, label, "black", font, anchor, stroke_width=2, stroke_fill=COLOURS[FIGURE])

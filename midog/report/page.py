@@ -1,55 +1,65 @@
 """Everything that is written about a Track 1 result: pictures, tables, and one page that shows them.
 
-`report.html` needs no other file and no network, so that it can be sent and archived. What grows with the number of
-candidates is bounded (crops) or compact (16 bytes or so a candidate), and of the slide only an overview and the crops
-are read.
+`report.html` needs no other file and no network, so that it can be sent and archived: the tiles of the places that
+matter are in it. `midog view` serves the same page without them, and each tile when it is asked for. Where a reader
+corrected the result, pictures and tables show what the reader left, and the page brings both, result and review.
 """
 
 import base64
-import io
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detections
+from midog import __version__
+from midog.detections import ATYPICAL, COLOURS, FIGURE, REJECTED, UNSURE, Detections
 from midog.files import write_file
 from midog.images.resolution import ASSUMED
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR
-from midog.report.density import COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
-from midog.report.export import figures_csv, figures_geojson
+from midog.report.density import CELLS, COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
+from midog.report.export import agreement_csv, candidates_geojson, figures_csv, figures_geojson
 from midog.report.gallery import FIELD_UM, cut_crops, gallery
-from midog.report.hotspot import NM_PER_MM, Hotspot, find_hotspot, places_nm
+from midog.report.hotspot import LONG_NM, NM_PER_MM, SHORT_NM, find_hotspot, places_nm
 from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, area_mm2, outside_warning, overlay
 from midog.report.proportion import wilson_interval
-
-if TYPE_CHECKING:
-    from PIL import Image
+from midog.report.pyramid import TILE, embedded, levels
+from midog.report.review import FORMAT, Corrected, Review, apply, classify_others
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-JPEG_QUALITY = 82
+SCRIPTS = "hotspot.js", "density.js", "state.js", "viewer.js", "saving.js", "reader.js"  # each needs those before it
+LEAFLET = files("js_lib_leaflet") / "static" / "js_lib_leaflet"
+PIXEL_BYTES = 18_000_000  # of the JPEG in a page, where it takes a third more
+GREY_SIDE = 1200  # px of the picture under the density map
 OPERATING_POINT = 0.5  # of what is written to the platform
-NAMES = ("overlay.png", "gallery.png", "density.png", "figures.csv", "figures.geojson", "report.html")
+NAMES = (
+    *("overlay.png", "gallery.png", "density.png", "figures.csv", "figures.geojson", "candidates.geojson"),
+    "report.html",
+)
 DEFINITIONS = {
-    "Mitotic figure": "A candidate that the system accepted, from the probability on that it was calibrated for. "
-    "Rejected candidates are cells that its detector proposed and its classifier refused.",
+    "Mitotic figure": "A candidate that the system accepted, from the probability on that it was calibrated for, or "
+    "the reader. Rejected candidates are cells that its detector proposed and its classifier or the reader refused.",
     "Image area": "The whole image, glass and tissue without tumour included.",
     "Hotspot": "The window of 2.37 mm² (4:3, 1.778 × 1.333 mm, lying or upright, sides along the image's) with the "
     "most mitotic figures: the largest count of all such windows, not only of those on a grid. Figures on its edge "
     "count. Where the image is smaller than the window, the window is as long as the image, and the density is that "
-    "of its real area. All of the window's area counts, glass included.",
+    "of its real area. All of the window's area counts, glass included. It is found again after each correction.",
     "Density map": f"A Gaussian of {KERNEL_MM:g} mm standard deviation around each figure, corrected where the image "
     "ends.",
     "Coordinates": "x to the right, y down; px of the full resolution with the centre of the first pixel at 0, and mm "
-    "as in the result file. The hotspot's are counted from the image's upper left corner. figures.geojson has QuPath's "
+    "as in the result file. The hotspot's are counted from the image's upper left corner. GeoJSON files have QuPath's "
     "convention: the centre of the first pixel is at 0.5, and of slides that know their scanned area, its corner at 0.",
+    "Review": "System: as the program left it. Reader: with the corrections made here, which change nothing in the "
+    "result file. Confirmed are figures that the reader accepted one by one. What is not sure does not count.",
 }
 ATYPICAL_DEFINITION = (
     "Each accepted figure, cut as 32 µm at 0.25 µm/px, went through the system for Track 2. P(atypical) is calibrated "
@@ -59,30 +69,30 @@ ATYPICAL_DEFINITION = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Report:
+class _Page:
     """What the page says.
 
     Attributes:
-        found: N candidates, best first, in px of the slide.
-        in_hotspot: bool (N,), which lie in the window, accepted or not.
-        view: overview, uint8 (height, width, 3).
-        density: RGB, as `paint` makes it, and the number at which its colours end.
-        crops: of the first candidates.
+        found: the system's N candidates, best first, in px of the slide.
         system, atypical_system: what found and what classified the figures, as far as known.
         notices: in red.
+        image, result: what they were found on, by `identity` and name, and the sha256 of the result's file, or None.
+        review: as the page's script takes it: `start`, a review to begin with; `url` and `revision` where it is saved.
+        pixels: JPEG tiles by "level/x/y", or None where they are served.
+        not_sharp: of how many candidates the page has no pixels of the full resolution.
     """
 
     slide: Slide
     title: str
     found: Detections
-    hotspot: Hotspot | None
-    in_hotspot: NDArray[np.bool_]
-    view: NDArray[np.uint8]
-    density: "tuple[Image.Image, float]"
-    crops: list[NDArray[np.uint8]]
     system: str | None
     atypical_system: str | None
     notices: Sequence[str]
+    image: dict[str, Any] | None
+    result: str | None
+    review: dict[str, Any]
+    pixels: dict[str, bytes] | None
+    not_sharp: int = 0
 
 
 def write_report(
@@ -93,6 +103,9 @@ def write_report(
     system: str | None = None,
     classify_figures: Callable[[Slide, Detections], tuple[Detections, str]] | None = None,
     notices: Sequence[str] = (),
+    review: Review | None = None,
+    identity: dict[str, Any] | None = None,
+    result_sha256: str | None = None,
 ) -> Path:
     """Write overlay, gallery, density map, CSV, GeoJSON and the page.
 
@@ -104,6 +117,9 @@ def write_report(
         system: what made the result, where that is known.
         classify_figures: gives P(atypical) to the accepted ones and names its system; or None.
         notices: what limits the result, for the page, a line each.
+        review: a reader's corrections, of the candidates best first; or None.
+        identity: `midog.about.identity` of the image, by which a review of the page knows it; None: not known.
+        result_sha256: of the result's file, likewise.
 
     Returns:
         The page's path.
@@ -114,39 +130,116 @@ def write_report(
     found = found.on_grid(slide.um_per_px, slide.origin_mm).best_first()
     if warning := outside_warning(slide, found, title):
         logger.warning(warning)
-    places = places_nm(slide, found.centres)
-    size = np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
-    hotspot = find_hotspot(places[found.accepted], size)
-    in_hotspot = hotspot.holds(places) if hotspot else np.zeros(len(found), bool)
-    atypical_system = None
+    corrected = apply(slide, found, review) if review else None
+    final, atypical_system = corrected.found if corrected else found, None
     if classify_figures:
-        found, atypical_system = classify_figures(slide, found)
+        classify = classify_others(classify_figures) if corrected else classify_figures
+        final, atypical_system = classify(slide, final)
+    places, size = places_nm(slide, final.centres), _size_nm(slide)
+    hotspot = find_hotspot(places[final.accepted], size)
+    in_hotspot = hotspot.holds(places) if hotspot else np.zeros(len(final), bool)
 
     view = slide.overview(LONGEST_SIDE)
-    density = density_map(places[found.accepted] / NM_PER_MM, size / NM_PER_MM)
+    density = density_map(places[final.accepted] / NM_PER_MM, size / NM_PER_MM)
     top = scale_top(density)
-    painted = paint(density / top)
-    crops = cut_crops(slide, found)
     um_per_px = slide.um_per_px[0] * slide.size[0] / view.shape[1]
-    density_drawn, systems = (painted, top), (system, atypical_system)
-    report = _Report(slide, title, found, hotspot, in_hotspot, view, density_drawn, crops, *systems, notices)
-
+    with_atypical = not np.isnan(final.atypical).all()
+    table = figures_csv(final, in_hotspot, bool(classify_figures) or with_atypical, slide.resolution, corrected)
     heading = title + f", {slide.resolution}" * (slide.resolution.source == ASSUMED)
-    write_file(folder / "overlay.png", overlay(slide, view, found, hotspot, heading))
-    write_file(folder / "gallery.png", gallery(crops, found, heading))
-    write_file(folder / "density.png", density_picture(view, um_per_px, painted, top, heading))
-    write_file(folder / "figures.csv", figures_csv(found, in_hotspot, bool(classify_figures), slide.resolution))
-    write_file(folder / "figures.geojson", figures_geojson(slide, found, hotspot))
-    path = write_file(folder / "report.html", _page(report))
+    write_file(folder / "overlay.png", overlay(slide, view, final, hotspot, heading, corrected))
+    write_file(folder / "gallery.png", gallery(cut_crops(slide, final), final, heading, corrected))
+    write_file(folder / "density.png", density_picture(view, um_per_px, paint(density / top), top, heading))
+    write_file(folder / "figures.csv", table)
+    write_file(folder / "figures.geojson", figures_geojson(slide, final, hotspot, corrected))
+    write_file(folder / "candidates.geojson", candidates_geojson(slide, final, corrected))
+    if corrected:
+        write_file(folder / "agreement.csv", agreement_csv(corrected.agreement))
+
+    image = {"name": title, "bytes": identity["bytes"], "sha256": identity["sha256"]} if identity else None
+    start = _start(final, corrected, found.accepted, image, result_sha256) if corrected else None
+    asked = final.atypical if not corrected else np.where(corrected.by_reader, np.nan, final.atypical)
+    shown = replace(found, atypical=asked[: len(found)].astype(np.float32))
+    pixels, not_sharp = embedded(slide, hotspot, final.centres, final.accepted, PIXEL_BYTES)
+    known = system, atypical_system, notices, image, result_sha256
+    page = _Page(slide, title, shown, *known, {"start": start}, pixels, not_sharp)
+    path = write_file(folder / "report.html", _render(page))
     most = f"{hotspot.count} in {hotspot.area_mm2:.3g} mm2" if hotspot else "none"
-    logger.info("mitotic figures %d, hotspot %s", found.accepted.sum(), most)
-    logger.info("report %s, with %s beside it", path, ", ".join(NAMES[:-1]))
+    logger.info("mitotic figures %d, hotspot %s", final.accepted.sum(), most)
+    beside = [*NAMES[:-1], *["agreement.csv"] * bool(corrected)]
+    logger.info("report %s, with %s beside it", path, ", ".join(beside))
     return path
 
 
-def _page(report: _Report) -> str:
+def view_page(
+    slide: Slide,
+    found: Detections,
+    title: str,
+    system: str | None,
+    notices: Sequence[str],
+    identity: dict[str, Any] | None,
+    result_sha256: str | None,
+    review: dict[str, Any],
+) -> str:
+    """The page for `midog view`, without pixels.
+
+    Args:
+        slide: what the candidates were found on; none of its pixels are read.
+        found: best first, in px of the slide.
+        title: the image's name.
+        system: what made the result, where that is known.
+        notices: what limits the result, a line each.
+        identity: `name`, `bytes` and `sha256` of the image, or None.
+        result_sha256: of the result's file, or None.
+        review: `url` where the review is saved, its `revision`, and `start`, the review's GeoJSON or None.
+
+    Returns:
+        HTML.
+    """
+    return _render(_Page(slide, title, found, system, None, notices, identity, result_sha256, review, None))
+
+
+def _size_nm(slide: Slide) -> NDArray[np.int64]:
+    return np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
+
+
+def _start(
+    final: Detections,
+    corrected: Corrected,
+    accepted: NDArray[np.bool_],
+    image: dict[str, Any] | None,
+    result: str | None,
+) -> dict[str, Any]:
+    """What a reader left of a result as the page's script reads it, without what only other readers need.
+
+    Args:
+        final: N, with subtypes where they are known.
+        corrected: of which they are.
+        accepted: bool, which of them the system had accepted; those that the reader added are behind.
+        image, result: of `_Page`.
+    """
+    noted = np.array([bool(note) for note in corrected.notes], bool)
+    said = final.accepted | corrected.unsure | corrected.added | noted
+    said[: len(accepted)] |= accepted
+    names, numbers, origins = corrected.names_of(final), corrected.numbers, corrected.origins
+    places = (final.centres + 0.5).tolist()
+    features = [
+        {
+            "geometry": {"type": "Point", "coordinates": places[row]},
+            "properties": {
+                "name": numbers[row],
+                "classification": {"name": names[row]},
+                "metadata": {"origin": origins[row], "note": corrected.notes[row]},
+            },
+        }
+        for row in np.flatnonzero(said).tolist()
+    ]
+    head = {"format": FORMAT, "program": __version__, "image": image, "result": result, "counted_from_px": [0, 0]}
+    return {"type": "FeatureCollection", "midog_review": head, "features": features}
+
+
+def _render(page: _Page) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from PIL import Image
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -157,61 +250,64 @@ def _page(report: _Report) -> str:
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    painted, top = report.density
-    shown, count = len(report.crops), len(report.found)
+    scripts = [LEAFLET / "leaflet.js", *(TEMPLATES / name for name in SCRIPTS)]
+    pixels, size, resolution = page.pixels, page.slide.size, page.slide.resolution
+    lost = f"{page.not_sharp:,} of {len(page.found):,} are coarse here, as the page would be too large: "
     return environment.get_template("report.html").render(
-        title=report.title,
-        notices=report.notices,
-        facts=_facts(report),
-        tiles=_tiles(report),
-        definitions=DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if report.atypical_system else {}),
-        figure_label=NORMAL if report.atypical_system else FIGURE,
-        width=report.view.shape[1],
-        height=report.view.shape[0],
-        overview=_data_url(Image.fromarray(report.view), "JPEG"),
-        density=_data_url(painted, "PNG"),
-        density_top=f"{top:g}",
+        title=page.title,
+        served=pixels is None,
+        leaflet_css=Markup((LEAFLET / "leaflet.css").read_text("utf-8")),
+        scripts=[Markup(script.read_text("utf-8")) for script in scripts],
+        notices=page.notices,
+        facts=_facts(page),
+        counts=_counts(page),
+        share=_share(page.found),
+        resolution="{:.4g} × {:.4g} µm/px, ".format(*page.slide.um_per_px) + resolution.source,
+        is_assumed=resolution.source == ASSUMED,
+        definitions=DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if page.atypical_system else {}),
+        size=size,
+        grey_size=[max(1, round(side * min(1, GREY_SIDE / max(size)))) for side in size],
+        hotspot_colour=HOTSPOT_COLOUR,
         density_colours=COLOUR_SCALE,
         kernel_mm=f"{KERNEL_MM:g}",
-        window=_window_style(report.slide, report.hotspot),
-        cards=_cards(report),
-        not_shown=f"The {shown} most probable of {count:,} candidates." if count > shown else "",
         field_um=f"{FIELD_UM:g}",
-        data=_data(report),
+        not_sharp=f"{lost}midog view shows them down to the cell." if page.not_sharp else "",
+        data=_data(page),
+        pixels=None if pixels is None else {key: base64.b64encode(tile).decode() for key, tile in pixels.items()},
     )
 
 
-def _facts(report: _Report) -> Iterator[tuple[str, str]]:
+def _facts(page: _Page) -> Iterator[tuple[str, str]]:
     """What the page is about, by name."""
-    yield "Image", report.title
-    yield "Size", "{} × {} px".format(*report.slide.size)
-    (x, y), resolution = report.slide.um_per_px, report.slide.resolution
+    yield "Image", page.title
+    yield "Size", "{} × {} px, {:.3g} mm²".format(*page.slide.size, area_mm2(page.slide))
+    (x, y), resolution = page.slide.um_per_px, page.slide.resolution
     where = f", {resolution.where}" * bool(resolution.where)
     yield "Resolution", f"{x:.4g} × {y:.4g} µm/px, {resolution.source}{where}"
-    if report.system:
-        yield "System", report.system
-    if report.atypical_system:
-        yield "Subtypes", report.atypical_system
+    if page.system:
+        yield "System", page.system
+    if page.atypical_system:
+        yield "Subtypes", page.atypical_system
 
 
-def _tiles(report: _Report) -> Iterator[tuple[str, str, str]]:
-    """(name, number, what it means) of every figure on top of the page."""
-    accepted, area, hotspot = int(report.found.accepted.sum()), area_mm2(report.slide), report.hotspot
-    yield "Mitotic figures", f"{accepted:,}", f"accepted, of {len(report.found):,} candidates"
-    yield "Per mm², whole image", _short(accepted / area), f"{area:.3g} mm², glass included"
-    if hotspot:
-        width, height = hotspot.width / NM_PER_MM, hotspot.height / NM_PER_MM
-        left, upper = hotspot.left / NM_PER_MM, hotspot.top / NM_PER_MM
-        yield "Hotspot", f"{hotspot.count:,}", f"in {hotspot.area_mm2:.3g} mm² ({width:.3f} × {height:.3f}\u00a0mm)"
-        corner = "{:.0f}, {:.0f}\u00a0px".format(*hotspot.box_px(report.slide)[:2])
-        yield "Per mm², hotspot", _short(hotspot.density), f"starts at {left:.3f}, {upper:.3f} mm ({corner})"
-    else:
-        yield "Hotspot", "none", "no mitotic figure was accepted"
-    if report.atypical_system and accepted:
-        atypical = report.found.class_names.count(ATYPICAL)
-        low, high = wilson_interval(atypical, accepted)
-        meaning = f"{atypical:,} of {accepted:,}; 95 % interval {100 * low:.0f} to {100 * high:.0f}\u00a0%"
-        yield "Atypical", f"{100 * atypical / accepted:.0f} %", meaning
+def _counts(page: _Page) -> Iterator[tuple[str, str, str]]:
+    """(key, name, the system's value) of what a reader signs."""
+    found = page.found
+    hotspot = find_hotspot(places_nm(page.slide, found.centres)[found.accepted], _size_nm(page.slide))
+    yield "figures", "Mitotic figures", f"{found.accepted.sum():,}"
+    yield "rate", "per mm², whole image", _short(found.accepted.sum() / area_mm2(page.slide))
+    yield "hotspot", "In the hotspot", f"{hotspot.count:,}" if hotspot else "none"
+    yield "hotspot-rate", "per mm², hotspot", _short(hotspot.density) if hotspot else "–"
+    yield "unsure", "Not sure", "–"
+
+
+def _share(found: Detections) -> str:
+    """Of the atypical among the accepted ones that were classified; empty without any."""
+    total, atypical = int((found.accepted & ~np.isnan(found.atypical)).sum()), found.class_names.count(ATYPICAL)
+    if not total:
+        return ""
+    low, high = wilson_interval(atypical, total)
+    return f"Atypical: {atypical:,} of {total:,}; 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
 
 
 def _short(number: float) -> str:
@@ -219,59 +315,51 @@ def _short(number: float) -> str:
     return f"{float(f'{number:.3g}'):,g}"
 
 
-def _window_style(slide: Slide, hotspot: Hotspot | None) -> str:
-    """Where the hotspot lies over any picture of the slide, as CSS; empty without one."""
-    if not hotspot:
-        return ""
-    left, top, right, bottom = 100 * hotspot.box_px(slide) / np.tile(slide.size, 2)
-    return f"left:{left:.3f}%;top:{top:.3f}%;width:{right - left:.3f}%;height:{bottom - top:.3f}%"
-
-
-def _cards(report: _Report) -> Iterator[dict[str, object]]:
-    """The candidates of the gallery; `number` from 0, as in the page's data."""
-    from PIL import Image
-
-    found = report.found[: len(report.crops)]
-    for number, (crop, name) in enumerate(zip(report.crops, found.class_names, strict=True)):
-        x, y = found.centres[number].tolist()
-        yield {
-            "number": number,
-            "crop": _data_url(Image.fromarray(crop), "JPEG"),
-            "verdict": "rejected" if name == REJECTED else "accepted",
-            "probability": found.probabilities[number],
-            "subtype": {ATYPICAL: "atypical", NORMAL: "normal"}.get(name),
-            "atypical": found.atypical[number],
-            "x": x,
-            "y": y,
-        }
-
-
-def _data(report: _Report) -> dict[str, Any]:
-    """What the page's script draws and counts, a list a column."""
-    slide, found, hotspot = report.slide, report.found, report.hotspot
-    (x, y), (x_mm, y_mm) = found.centres.T.round(1), found.points_mm.T.round(4)
+def _data(page: _Page) -> dict[str, Any]:
+    """What the page's scripts draw and count, a list a column, full precision."""
+    slide, found = page.slide, page.found
+    x, y = found.centres.T
     um_per_px = float(np.mean(slide.um_per_px))
-    return {
+    columns = {
         "x": x.tolist(),
         "y": y.tolist(),
-        "xmm": x_mm.tolist(),
-        "ymm": y_mm.tolist(),
-        "p": found.probabilities.round(6).tolist(),
+        "p": found.probabilities.tolist(),
         "accepted": found.accepted.astype(int).tolist(),
-        "hot": report.in_hotspot.astype(int).tolist(),
-        "atypical": [None if np.isnan(value) else round(value, 3) for value in found.atypical.tolist()],
+        "atypical": [None if np.isnan(value) else round(value, 6) for value in found.atypical.tolist()],
+        "origin": [0] * len(found),
+        "unsure": [0] * len(found),
+        "note": None,
+    }
+    start = None if page.pixels is None else page.review["start"]  # where it is served, that changes as it is saved
+    content = json.dumps([columns, page.image, page.result, start])
+    return {
+        "image": page.image,
+        "result": page.result,
+        "review": page.review,
+        "key": hashlib.sha256(content.encode()).hexdigest(),  # by which the browser finds what it kept of this page
+        "program": __version__,
+        **columns,
         "size": slide.size,
         "umPerPx": slide.um_per_px,
+        "originMm": slide.origin_mm,
+        "corner": [int(side) for side in slide.corner_px],
         "threshold": _threshold(found),
         "areaMm2": area_mm2(slide),
-        "hotspot": hotspot and hotspot.box_px(slide).round(1).tolist(),
-        "hotspotMm2": hotspot and hotspot.area_mm2,
+        "long": LONG_NM,
+        "short": SHORT_NM,
         "radii": {"accepted": RADIUS_UM[FIGURE] / um_per_px, "rejected": RADIUS_UM[REJECTED] / um_per_px},
         "colours": {
             "accepted": COLOURS[FIGURE],
             "rejected": COLOURS[REJECTED],
+            "unsure": COLOURS[UNSURE],
             "atypical": COLOURS[ATYPICAL],
             "hotspot": HOTSPOT_COLOUR,
+        },
+        "density": {"kernelMm": KERNEL_MM, "cells": CELLS, "colours": COLOUR_SCALE},
+        "tiles": {
+            "size": TILE,
+            "levels": levels(slide.size),
+            "urls": "tile/{z}/{x}/{y}" if page.pixels is None else None,
         },
     }
 
@@ -281,12 +369,3 @@ def _threshold(found: Detections) -> float:
     lowest = found.probabilities[found.accepted].min(initial=1.0)
     highest = found.probabilities[~found.accepted].max(initial=0.0)
     return OPERATING_POINT if highest < OPERATING_POINT <= lowest else float(lowest)
-
-
-def _data_url(picture: "Image.Image", kind: str) -> str:
-    buffer = io.BytesIO()
-    if kind == "JPEG":
-        picture.save(buffer, kind, quality=JPEG_QUALITY)
-    else:
-        picture.save(buffer, kind, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
