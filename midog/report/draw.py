@@ -56,7 +56,7 @@ def draw(
     if track == 1:
         from midog.images.slide import open_slide
         from midog.report.page import write_report
-        from midog.report.review import apply, read_review
+        from midog.report.review import read_review
 
         with open_slide(image, resolution.um_per_px[0] if resolution else None, default_um_per_px) as slide:
             if resolution:
@@ -66,7 +66,6 @@ def draw(
             identity = {"name": name, "bytes": whole["bytes"], "sha256": whole["sha256"]}
             if figures:
                 review = read_review(figures, slide, found, identity, result_sha256, any_image)
-                logger.info("agreement: %s", apply(slide, found, review).agreement)
             known = notices(doubts, slide.resolution), review, identity, result_sha256
             write_report(slide, found, out, name, system, classify_figures, *known)
         return

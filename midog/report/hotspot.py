@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from midog.detections import Detections
 from midog.images.slide import Slide
 
 LONG_NM, SHORT_NM = 1_777_639, 1_333_229  # 2.37 mm2
@@ -59,6 +60,16 @@ class Hotspot:
 def places_nm(slide: Slide, places: ArrayLike) -> NDArray[np.int64]:
     """Level-0 px (N, 2), a pixel's centre at integers -> int64 (N, 2) nm from the outer corner of the first pixel."""
     return np.rint((np.asarray(places) + 0.5) * np.array(slide.um_per_px) * 1000).astype(np.int64)
+
+
+def size_nm(slide: Slide) -> NDArray[np.int64]:
+    """(width, height) of a slide, int64 (2,) nm."""
+    return np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
+
+
+def hotspot_of(slide: Slide, found: Detections) -> Hotspot | None:
+    """`find_hotspot` of the accepted ones."""
+    return find_hotspot(places_nm(slide, found.centres)[found.accepted], size_nm(slide))
 
 
 def find_hotspot(places: NDArray[np.int64], size: Sequence[int] | NDArray[np.int64]) -> Hotspot | None:

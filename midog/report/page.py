@@ -27,11 +27,11 @@ from midog.report.canvas import HOTSPOT_COLOUR
 from midog.report.density import CELLS, COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
 from midog.report.export import agreement_csv, candidates_geojson, figures_csv, figures_geojson
 from midog.report.gallery import FIELD_UM, cut_crops, gallery
-from midog.report.hotspot import LONG_NM, NM_PER_MM, SHORT_NM, find_hotspot, places_nm
+from midog.report.hotspot import LONG_NM, NM_PER_MM, SHORT_NM, find_hotspot, hotspot_of, places_nm, size_nm
 from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, area_mm2, outside_warning, overlay
 from midog.report.proportion import wilson_interval
 from midog.report.pyramid import TILE, embedded, levels
-from midog.report.review import FORMAT, Corrected, Review, apply, classify_others
+from midog.report.review import FORMAT, REVIEWED, Corrected, Review, apply, classify_others
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def write_report(
     if classify_figures:
         classify = classify_others(classify_figures) if corrected else classify_figures
         final, atypical_system = classify(slide, final)
-    places, size = places_nm(slide, final.centres), _size_nm(slide)
+    places, size = places_nm(slide, final.centres), size_nm(slide)
     hotspot = find_hotspot(places[final.accepted], size)
     in_hotspot = hotspot.holds(places) if hotspot else np.zeros(len(final), bool)
 
@@ -154,6 +154,7 @@ def write_report(
     write_file(folder / "candidates.geojson", candidates_geojson(slide, final, corrected))
     if corrected:
         write_file(folder / "agreement.csv", agreement_csv(corrected.agreement))
+        logger.info("agreement: %s", corrected.agreement)
 
     image = {"name": title, "bytes": identity["bytes"], "sha256": identity["sha256"]} if identity else None
     start = _start(final, corrected, found.accepted, image, result_sha256) if corrected else None
@@ -198,10 +199,6 @@ def view_page(
     return _render(_Page(slide, title, found, system, None, notices, identity, result_sha256, review, None))
 
 
-def _size_nm(slide: Slide) -> NDArray[np.int64]:
-    return np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
-
-
 def _start(
     final: Detections,
     corrected: Corrected,
@@ -218,7 +215,7 @@ def _start(
         image, result: of `_Page`.
     """
     noted = np.array([bool(note) for note in corrected.notes], bool)
-    said = final.accepted | corrected.unsure | corrected.added | noted
+    said = final.accepted | corrected.unsure | corrected.added | noted | corrected.reviewed
     said[: len(accepted)] |= accepted
     names, numbers, origins = corrected.names_of(final), corrected.numbers, corrected.origins
     places = (final.centres + 0.5).tolist()
@@ -228,7 +225,8 @@ def _start(
             "properties": {
                 "name": numbers[row],
                 "classification": {"name": names[row]},
-                "metadata": {"origin": origins[row], "note": corrected.notes[row]},
+                "metadata": {"origin": origins[row], "note": corrected.notes[row]}
+                | ({"reviewed": REVIEWED} if corrected.reviewed[row] else {}),
             },
         }
         for row in np.flatnonzero(said).tolist()
@@ -293,7 +291,7 @@ def _facts(page: _Page) -> Iterator[tuple[str, str]]:
 def _counts(page: _Page) -> Iterator[tuple[str, str, str]]:
     """(key, name, the system's value) of what a reader signs."""
     found = page.found
-    hotspot = find_hotspot(places_nm(page.slide, found.centres)[found.accepted], _size_nm(page.slide))
+    hotspot = hotspot_of(page.slide, found)
     yield "figures", "Mitotic figures", f"{found.accepted.sum():,}"
     yield "rate", "per mm², whole image", _short(found.accepted.sum() / area_mm2(page.slide))
     yield "hotspot", "In the hotspot", f"{hotspot.count:,}" if hotspot else "none"
@@ -326,9 +324,6 @@ def _data(page: _Page) -> dict[str, Any]:
         "p": found.probabilities.tolist(),
         "accepted": found.accepted.astype(int).tolist(),
         "atypical": [None if np.isnan(value) else round(value, 6) for value in found.atypical.tolist()],
-        "origin": [0] * len(found),
-        "unsure": [0] * len(found),
-        "note": None,
     }
     start = None if page.pixels is None else page.review["start"]  # where it is served, that changes as it is saved
     content = json.dumps([columns, page.image, page.result, start])

@@ -21,6 +21,7 @@ SERVED_QUALITY = 85  # JPEG
 QUALITIES = (85, 75, 65, 55)  # of embedded tiles, the best that fits
 COARSE_TILES = 16  # a level of so few is embedded whole
 CELL_UM = 64.0  # side of the square that is embedded around a candidate
+CELL_LEVELS = 3  # of it; from further away a cell is a dot, and the coarse levels show it
 SAMPLES = 24  # tiles that are encoded to know how large all become
 FILLED = 0.95  # of the budget that a sample may fill
 
@@ -78,8 +79,9 @@ def embedded(
 ) -> tuple[dict[str, bytes], int]:
     """The tiles of a page that is one file: all coarse ones, the hotspot, and candidates, each with its coarser tiles.
 
-    Quality falls until the hotspot and all accepted candidates fit; what does not fit even then is left out: the
-    refused ones first, of them the least probable first.
+    Between a candidate's and the coarse ones the page enlarges the latter. Quality falls until the hotspot and all
+    accepted candidates fit; what does not fit even then is left out: the refused ones first, of them the least probable
+    first.
 
     Args:
         slide: what they are cut from.
@@ -106,7 +108,7 @@ def embedded(
     def cell(number: int) -> list[Place]:
         reach = CELL_UM / 2 / np.array(slide.um_per_px)
         middle = centres[number] + 0.5
-        return _touched(slide.size, np.concatenate([middle - reach, middle + reach]), coarse)
+        return _touched(slide.size, np.concatenate([middle - reach, middle + reach]), min(coarse, CELL_LEVELS))
 
     basis = [
         Place(level, x, y)

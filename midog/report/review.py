@@ -22,13 +22,14 @@ from midog.detections import ATYPICAL, FIGURE, NORMAL, REJECTED, UNSURE, Detecti
 from midog.errors import UserError, one_line, quoted
 from midog.files import read_json
 from midog.images.slide import Slide
-from midog.report.hotspot import find_hotspot, places_nm
+from midog.report.hotspot import hotspot_of
 
 FORMAT = 1
 FIGURES = (FIGURE, ATYPICAL, NORMAL)  # the verdicts that count
 VERDICTS = (*FIGURES, REJECTED, UNSURE)
 HOTSPOT = "hotspot"  # the window's class; it is found anew
 MATCH_UM = 7.5  # the challenge's distance of a match
+REVIEWED = "yes"  # a point's metadata "reviewed", where the reader had a say, if only to confirm it
 ROUNDING_PX = 0.01  # nearer to a candidate's place than this was not moved
 DESCRIPTION = "ANNOTATION_DESCRIPTION"  # the metadata of an annotation's description in QuPath
 REMEDY = "give the page's reviewed.geojson, or QuPath's export of these points"
@@ -46,6 +47,7 @@ class Review:
         notes: the reader's, "" without.
         candidates: int64 (N,), index of the system's candidate, best first, or -1 for what the reader added.
         atypical: float32 (N,), the P(atypical) behind a subtype that the reader left as it was, else NaN.
+        reviewed: bool (N,), on which the page says that the reader had a say.
         bound: whether the file says that it is of this very result.
     """
 
@@ -54,6 +56,7 @@ class Review:
     notes: list[str]
     candidates: NDArray[np.int64]
     atypical: NDArray[np.float32]
+    reviewed: NDArray[np.bool_]
     bound: bool
 
 
@@ -98,6 +101,7 @@ class Corrected:
         added: bool (N,), which those are.
         unsure: bool (N,), what the reader left open; not accepted.
         by_reader: bool (N,), whose subtype is the reader's word: 0 or 1 stand for P(atypical).
+        reviewed: bool (N,), as in `Review`.
         notes: N, "" without.
         agreement: of system and reader.
     """
@@ -106,6 +110,7 @@ class Corrected:
     added: NDArray[np.bool_]
     unsure: NDArray[np.bool_]
     by_reader: NDArray[np.bool_]
+    reviewed: NDArray[np.bool_]
     notes: list[str]
     agreement: Agreement
 
@@ -257,7 +262,9 @@ def read_review(
     points[stayed] = centres[stayed]
     _check_places(path, slide, points, ~stayed)
     names, notes = [mark.class_name for mark in marks], [mark.note for mark in marks]
-    return Review(points, names, notes, candidates, np.array([mark.atypical for mark in marks], np.float32), bound)
+    atypical = np.array([mark.atypical for mark in marks], np.float32)
+    reviewed = np.array([mark.said.metadata.get("reviewed") == REVIEWED for mark in marks], bool)
+    return Review(points, names, notes, candidates, atypical, reviewed, bound)
 
 
 def _parts(path: Path, content: Any) -> tuple[Any, list[Any]]:
@@ -384,7 +391,8 @@ def apply(slide: Slide, found: Detections, review: Review) -> Corrected:
     names = np.array(review.names, object)
     shift = np.zeros((len(joined), 2))
     shift[rows] = review.points - joined.centres[rows]
-    accepted, unsure, by_reader = np.zeros((3, len(joined)), bool)
+    accepted, unsure, by_reader, reviewed = np.zeros((4, len(joined)), bool)
+    reviewed[rows] = review.reviewed
     accepted[rows] = np.isin(names, FIGURES)
     unsure[rows] = names == UNSURE
     by_reader[rows] = np.isin(names, (ATYPICAL, NORMAL)) & np.isnan(review.atypical)
@@ -409,13 +417,12 @@ def apply(slide: Slide, found: Detections, review: Review) -> Corrected:
         hotspot_system=_most(slide, found),
         hotspot_reader=_most(slide, corrected),
     )
-    return Corrected(corrected, added, unsure, by_reader, notes, agreement)
+    return Corrected(corrected, added, unsure, by_reader, reviewed, notes, agreement)
 
 
 def _most(slide: Slide, found: Detections) -> int:
     """Figures in the hotspot."""
-    size = np.rint(np.array(slide.size) * slide.um_per_px * 1000).astype(np.int64)
-    hotspot = find_hotspot(places_nm(slide, found.centres)[found.accepted], size)
+    hotspot = hotspot_of(slide, found)
     return hotspot.count if hotspot else 0
 
 
