@@ -38,6 +38,7 @@ class About:
         um_per_px_given: of both axes, which the user gave whatever the file says, or None.
         system, version: of the weights.
         resolution: that was taken, the fields of `midog.images.resolution.Resolution`; None of a version up to 1.3.
+        image_path: where the image was; None of a version up to 1.6.
     """
 
     image: Image
@@ -45,6 +46,7 @@ class About:
     system: str
     version: str
     resolution: dict[str, Any] | None = None
+    image_path: str | None = None
 
     def __str__(self) -> str:
         return f"{self.system}, weights {self.version}"

@@ -290,6 +290,7 @@ def result_of(each: Job, progress: "Progress | None") -> tuple[str, int, Any, Re
             write_file(each.folder / CROPS, table)
         made = {
             "image": {"name": each.image.name} | wanted["image"],
+            "image_path": str(each.image),
             "resolution": asdict(resolution),
             "program": __version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -14,11 +14,10 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingTCPServer
 
 from midog.errors import UserError, brief
+from midog.http import Handler, Server
 
 METHODS = {"/health": "GET", "/invoke": "POST"}
 
@@ -42,10 +41,7 @@ def serve(port: int, load: Callable[[], object], answer: Callable[[], object], c
         # its result is written whole or not at all, and each line of the log is flushed.
         signal.signal(ending, lambda *_: os._exit(0))
     started = time.perf_counter()
-    try:
-        server = _Server(port, answer, case)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"port {port}: cannot be listened on ({brief(error)}); give --serve another") from None
+    server = _Server(port, answer, case)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     logger.info("listening on port %d", port)
     server.worker.submit(load).result()
@@ -54,10 +50,7 @@ def serve(port: int, load: Callable[[], object], answer: Callable[[], object], c
     threading.Event().wait()  # in the main thread, so that a signal is heard at once
 
 
-class _Server(ThreadingTCPServer):
-    """Not `ThreadingHTTPServer`, which asks a name server for its own name before it listens."""
-
-    allow_reuse_address = daemon_threads = True
+class _Server(Server):
     ready = False
 
     def __init__(self, port: int, answer: Callable[[], object], case: Path) -> None:
@@ -65,7 +58,7 @@ class _Server(ThreadingTCPServer):
         # allows 128 of them all.
         self.worker = ThreadPoolExecutor(max_workers=1)
         self._answer, self._case = answer, case
-        super().__init__(("0.0.0.0", port), _Handler)
+        super().__init__("0.0.0.0", port, "--serve", _Handler)
 
     def invoke(self) -> tuple[HTTPStatus, str]:
         """Answer a case; the status, and the line about a failure, which stands on stderr, too."""
@@ -81,21 +74,9 @@ class _Server(ThreadingTCPServer):
         print(line, file=sys.stderr, flush=True)
         return HTTPStatus.INTERNAL_SERVER_ERROR, line
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is no error."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: _Server
-    timeout = 10  # seconds for a client to say what it wants
-
-    def do_GET(self) -> None:
-        self._route()
-
-    def do_POST(self) -> None:
-        self._route()
 
     def _route(self) -> None:
         method = METHODS.get(self.path)
@@ -110,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._reply(*self.server.invoke())
 
+    do_GET = do_POST = _route  # noqa: N815
+
     def _reply(self, status: HTTPStatus, line: str) -> None:
         body = f"{line}\n".encode(errors="backslashreplace")
         self.send_response(status)
@@ -117,6 +100,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """The platform marks a job that writes to stderr."""

@@ -21,16 +21,15 @@ import webbrowser
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingTCPServer
 
 import numpy as np
 
 from midog.about import NAME as ABOUT
 from midog.about import read_about
-from midog.errors import UserError, brief
+from midog.errors import UserError
 from midog.files import read_json, sha256_of, write_with
+from midog.http import Handler, Server
 from midog.images.folder import identity_of
 from midog.images.level import Cache
 from midog.images.slide import ArraySlide, Slide, open_slide
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         review = ReviewFile(result.parent / REVIEW, check)
         review.read()
         port = _usual_port() if arguments.port is None else arguments.port
-        serve(Server(port, page, Tiles(slide), review), not arguments.no_browser)
+        serve(ViewServer(port, page, Tiles(slide), review), not arguments.no_browser)
 
 
 def _usual_port() -> int:
@@ -114,24 +113,25 @@ def _usual_port() -> int:
 
 
 def image_of(result: Path) -> Path:
-    """Where the image of a result is, as far as about.json says: beside the result, or one folder up.
+    """Where the image of a result is: where predict found it, beside the result, or one folder up.
 
     Raises:
-        UserError: in neither place, or nothing is said.
+        UserError: in none of these places, or no about.json says which image it is.
     """
     about = read_about(result)
     name = Path(about.image.name).name if about else ""
     if not name:
         raise UserError(f"{result}: no {ABOUT} beside it says which image it was made from; give IMAGE, too")
     folder = result.absolute().parent
-    places = folder / name, folder.parent / name
+    places = [*([Path(about.image_path)] if about and about.image_path else []), folder / name, folder.parent / name]
     for place in places:
-        if place.exists():
+        if place.exists() and place != folder:  # predict names the result's folder as its image
             return place
-    raise UserError(f"{result}: its image is neither {places[0]} nor {places[1]}; give IMAGE, where it is now, too")
+    known = " or ".join(map(str, dict.fromkeys(places)))
+    raise UserError(f"{result}: its image is not at {known}; give IMAGE, where it is now, too")
 
 
-def serve(server: "Server", with_browser: bool) -> None:
+def serve(server: "ViewServer", with_browser: bool) -> None:
     """Answer until the process is told to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Windows has no terminal that hangs up, and under nohup it may. Else nothing is said: nobody would read it.
@@ -264,8 +264,8 @@ class ReviewFile:
             return self._read()[1]
 
 
-class Server(ThreadingTCPServer):
-    """Not `ThreadingHTTPServer`, which asks a name server for its own name before it listens.
+class ViewServer(Server):
+    """Gives a page, its tiles and its review to whoever has the token.
 
     Attributes:
         hosts: what a browser may call this machine.
@@ -273,15 +273,10 @@ class Server(ThreadingTCPServer):
         url: the page's.
     """
 
-    allow_reuse_address = daemon_threads = True
-
     def __init__(self, port: int, page: Callable[[], str], tiles: Tiles, review: ReviewFile) -> None:
         self.page, self.tiles, self.review = page, tiles, review
         self.token = secrets.token_urlsafe()
-        try:
-            super().__init__((ADDRESS, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise UserError(f"port {port}: cannot be listened on ({brief(error)}); give --port another") from None
+        super().__init__(ADDRESS, port, "--port", _Handler)
         port = self.server_address[1]
         self.hosts = f"{ADDRESS}:{port}", f"localhost:{port}"
         self.url = f"http://{self.hosts[0]}/{self.token}/"
@@ -293,15 +288,9 @@ class Server(ThreadingTCPServer):
         with self.review.lock:
             pass
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that hung up is no error."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-    timeout = 10  # seconds for a client to say what it wants
+class _Handler(Handler):
+    server: ViewServer
     error_content_type = "text/plain; charset=utf-8"
     error_message_format = "%(message)s\n"
 
@@ -379,6 +368,3 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """The token belongs into no log."""

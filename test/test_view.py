@@ -400,8 +400,17 @@ def test_the_image_of_a_result_is_found_or_asked_for(result, tmp_path, caplog):
     beside = image.rename(result.parent / "slide.png")
     assert view.image_of(result) == beside
     moved = beside.rename(tmp_path / "elsewhere.png")
-    with pytest.raises(UserError, match=rf"neither {beside} nor {image}; give IMAGE"):
+    with pytest.raises(UserError, match=rf"not at {beside} or {image}; give IMAGE"):
         view.run(arguments(result))
+    about = json.loads((result.parent / "about.json").read_text())
+    write_about(result.parent, about | {"image_path": str(moved)})
+    assert view.image_of(result) == moved
+    named = result.parent.rename(tmp_path / "slide.png") / result.name  # as predict names the folder of a result
+    write_about(named.parent, about | {"image_path": f"{tmp_path}/gone"})
+    with pytest.raises(UserError, match=f"not at {tmp_path}/gone or .*; give IMAGE"):
+        view.run(arguments(named))
+    write_about(named.parent, about)
+    named.parent.rename(result.parent)
     Image.new("RGB", SIZE).save(image)
     with pytest.raises(UserError, match=r"slide.png: not the image of .*--any-image"):
         view.run(arguments(result, image))
