@@ -440,12 +440,18 @@ def test_what_cannot_be_shown_is_one_line(result, tmp_path):
         view.run(arguments(tmp_path / "none.json"))
 
 
+def heard():
+    """Signals, whatever started the tests: what runs in the background of a script ignores them, and so do its children."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_without_a_word_too_many(result, number):
     path = result.parent / "reviewed.geojson"
     command = [sys.executable, "-X", "importtime", "-m", "midog", "view", str(result), "--no-browser"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, env=os.environ) as process:
+    with subprocess.Popen(command, **pipes, env=os.environ, preexec_fn=heard) as process:
         try:
             started = process.stdout.readline()
             assert started.startswith("view at http://127.0.0.1:")
