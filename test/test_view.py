@@ -441,7 +441,7 @@ def test_what_cannot_be_shown_is_one_line(result, tmp_path):
 
 
 def heard():
-    """Signals, whatever started the tests: what runs in the background of a script ignores them, and so do its children."""
+    """Signals, whatever started the tests: what a script runs in the background ignores them, as its children do."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
