@@ -19,11 +19,12 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from midog.about import NAME as ABOUT
 from midog.about import read_about
@@ -32,12 +33,12 @@ from midog.files import read_json, sha256_of, write_with
 from midog.http import Handler, Server
 from midog.images.folder import identity_of
 from midog.images.level import Cache
-from midog.images.slide import ArraySlide, Slide, open_slide
+from midog.images.slide import WHITE, ArraySlide, Slide, open_slide
 from midog.job import RESULT_NAMES, check_detection_result
 from midog.report.binding import bind
 from midog.report.draw import found_on, notices
 from midog.report.page import view_page
-from midog.report.pyramid import COARSE_TILES, grid, levels, tile
+from midog.report.pyramid import COARSE_TILES, TILE, Place, grid, jpeg, levels, pixels_of
 from midog.report.review import read_review
 
 ADDRESS = "127.0.0.1"
@@ -160,8 +161,8 @@ class RefusalError(Exception):
 class Tiles:
     """JPEG tiles of a slide, numbered as `midog.report.pyramid` does, those used last kept.
 
-    The coarse levels are cut from one picture of the whole slide, which is read in the background: without a pyramid
-    that takes as long as to decode all of it, and each tile of these levels would take its share again.
+    The first coarse level, of at most 16 tiles, is read in the background, tile by tile, and the coarser ones are made
+    from it: without a pyramid each of these levels takes as long as to decode all of the slide.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -171,18 +172,23 @@ class Tiles:
         self._workers = ThreadPoolExecutor(max_workers=WORKERS)
         self.levels = levels(slide.size)
         self._coarse = next(level for level in range(self.levels) if math.prod(grid(slide.size, level)) <= COARSE_TILES)
-        self._picture: Future[Slide] = Future()
-        threading.Thread(target=self._read_picture, daemon=True).start()
+        columns, rows = grid(slide.size, self._coarse)
+        self._parts: dict[tuple[int, int], Future[NDArray[np.uint8]]]
+        self._parts = {(x, y): Future() for y in range(rows) for x in range(columns)}
+        threading.Thread(target=self._read_parts, daemon=True).start()
 
     def close(self) -> None:
         """Wait for the tiles that were asked for."""
         self._workers.shutdown()
 
-    def _read_picture(self) -> None:
-        try:
-            self._picture.set_result(ArraySlide(self._slide.shrunk(0, 0, *self._slide.size, 1 << self._coarse)))
-        except Exception as error:  # told to whoever asks for a tile of it
-            self._picture.set_exception(error)
+    def _read_parts(self) -> None:
+        in_fours = sorted(self._parts, key=lambda part: (part[1] // 2, part[0] // 2, part))  # each a coarser tile
+        for x, y in in_fours:
+            part = self._parts[x, y]
+            try:
+                part.set_result(pixels_of(self._slide, Place(self._coarse, x, y)))
+            except Exception as error:  # told to whoever asks for a tile of it
+                part.set_exception(error)
 
     def get(self, level: int, x: int, y: int) -> bytes:
         """A tile.
@@ -194,16 +200,31 @@ class Tiles:
         columns, rows = grid(self._slide.size, level) if level < self.levels else (0, 0)
         if x >= columns or y >= rows:
             raise RefusalError(HTTPStatus.NOT_FOUND, "no such tile")
-        slide, there = self._slide, level
-        if level >= self._coarse:
-            try:
-                slide, there = self._picture.result(PATIENCE), level - self._coarse
-            except TimeoutError:
-                raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, "the slide is still being read; ask again") from None
-        made = self._workers.submit(
-            self._kept.get, (level, x, y), lambda: np.frombuffer(tile(slide, there, x, y), np.uint8)
-        )
-        return made.result().tobytes()
+        place = Place(level, x, y)
+        parts = self._parts_of(place) if level >= self._coarse else {}
+        if wait(parts.values(), PATIENCE).not_done:
+            raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, "the slide is still being read; ask again")
+
+        def made() -> NDArray[np.uint8]:
+            pixels = _joined(parts, level - self._coarse) if parts else pixels_of(self._slide, place)
+            return np.frombuffer(jpeg(pixels), np.uint8)
+
+        return self._workers.submit(self._kept.get, place, made).result().tobytes()
+
+    def _parts_of(self, place: Place) -> "dict[tuple[int, int], Future[NDArray[np.uint8]]]":
+        """By their place within it, the tiles of the first coarse level that a coarse tile shows."""
+        step = 1 << (place.level - self._coarse)
+        left, top = place.x * step, place.y * step
+        inside = ((x, y) for y in range(step) for x in range(step))
+        return {(x, y): self._parts[left + x, top + y] for x, y in inside if (left + x, top + y) in self._parts}
+
+
+def _joined(parts: "dict[tuple[int, int], Future[NDArray[np.uint8]]]", halvings: int) -> NDArray[np.uint8]:
+    """uint8 (512, 512, 3), tiles by their place beside each other, halved so often; white where there is none."""
+    whole = np.full((TILE << halvings, TILE << halvings, 3), WHITE, np.uint8)
+    for (x, y), part in parts.items():
+        whole[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = part.result()
+    return pixels_of(ArraySlide(whole), Place(halvings, 0, 0))
 
 
 class ReviewFile:

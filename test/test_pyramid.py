@@ -11,7 +11,7 @@ from midog.images import slide as slides
 from midog.images.slide import ArraySlide, at_spacing
 from midog.report import pyramid
 from midog.report.hotspot import Hotspot
-from midog.report.pyramid import TILE, embedded, grid, levels, tile
+from midog.report.pyramid import TILE, Place, embedded, grid, jpeg, levels, pixels_of
 
 DPCM = 40_000  # 0.25 um/px
 
@@ -130,12 +130,12 @@ def decoded(content):
 
 
 def test_a_tile_is_of_one_size_and_white_beyond_the_image(picture):
-    shown = decoded(tile(ArraySlide(picture), 1, 0, 0))
+    shown = decoded(jpeg(pixels_of(ArraySlide(picture), Place(1, 0, 0))))
     assert shown.shape == (TILE, TILE, 3)
     assert np.abs(shown[:350, :500] - averaged(picture, 0, 0, 500, 350, 2)).mean() < 4
     assert shown[360:].min() > 250
     assert shown[:, 512 - 8 :].min() > 240
-    dot = decoded(tile(ArraySlide(np.zeros((1, 1, 3), np.uint8)), 0, 0, 0))
+    dot = decoded(jpeg(pixels_of(ArraySlide(np.zeros((1, 1, 3), np.uint8)), Place(0, 0, 0))))
     assert dot.shape == (TILE, TILE, 3)
     assert dot[8:, 8:].min() == 255
     assert dot[0, 0].max() < 120

@@ -48,21 +48,18 @@ def grid(size: tuple[int, int], level: int) -> tuple[int, int]:
     return columns, rows
 
 
-def tile(slide: Slide, level: int, x: int, y: int) -> bytes:
-    """A tile as JPEG.
+def pixels_of(slide: Slide, place: Place) -> NDArray[np.uint8]:
+    """A tile, uint8 (512, 512, 3).
 
     Raises:
         UserError: its pixels cannot be decoded.
     """
-    return _jpeg(_pixels(slide, Place(level, x, y)), SERVED_QUALITY)
-
-
-def _pixels(slide: Slide, place: Place) -> NDArray[np.uint8]:
     side = TILE << place.level
     return slide.shrunk(place.x * side, place.y * side, side, side, 1 << place.level)
 
 
-def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+def jpeg(pixels: NDArray[np.uint8], quality: int = SERVED_QUALITY) -> bytes:
+    """A tile's pixels as it is sent."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -102,8 +99,8 @@ def embedded(
 
     def pixels(place: Place) -> NDArray[np.uint8]:
         if place.level < coarse:
-            return _pixels(slide, place)
-        return _pixels(whole, place._replace(level=place.level - coarse))
+            return pixels_of(slide, place)
+        return pixels_of(whole, place._replace(level=place.level - coarse))
 
     def cell(number: int) -> list[Place]:
         reach = CELL_UM / 2 / np.array(slide.um_per_px)
@@ -122,10 +119,10 @@ def embedded(
         [pixels(place) for place in needed[:: max(1, len(needed) // SAMPLES)]], budget_bytes / len(needed)
     )
 
-    tiles = {place: _jpeg(pixels(place), quality) for place in basis}
+    tiles = {place: jpeg(pixels(place), quality) for place in basis}
     room = budget_bytes - sum(map(len, tiles.values()))
     for places in chain(([place] for place in window), map(cell, figures), map(cell, others)):
-        new = {place: _jpeg(pixels(place), quality) for place in places if place not in tiles}
+        new = {place: jpeg(pixels(place), quality) for place in places if place not in tiles}
         room -= sum(map(len, new.values()))
         if room < 0:
             break
@@ -148,6 +145,6 @@ def _touched(size: tuple[int, int], box: NDArray[np.float64], levels: int) -> li
 def _quality(samples: Sequence[NDArray[np.uint8]], tile_bytes: float) -> int:
     """The best of `QUALITIES` at which tiles like these have at most so many bytes on average; else the lowest."""
     for quality in QUALITIES:
-        if np.mean([len(_jpeg(pixels, quality)) for pixels in samples]) <= FILLED * tile_bytes:
+        if np.mean([len(jpeg(pixels, quality)) for pixels in samples]) <= FILLED * tile_bytes:
             return quality
     return QUALITIES[-1]
