@@ -60,8 +60,8 @@ const Saving = (() => {
       } catch { /* told below */ }
       if (refused) {
         page.status("not saved beside the result");
-        page.banner("refused", `Not saved beside the result: ${refused} The browser keeps the review, and tries again.`,
-          download);
+        page.banner("refused", "The browser keeps the review and tries again, for it was not saved beside the result: "
+          + refused, download);
         return sendIn(RETRY);
       }
       document.getElementById("refused")?.remove();
