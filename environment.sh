@@ -5,7 +5,7 @@ python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || 
 }
 if ! cmp -s requirements.lock .venv/requirements.lock; then
   python3 -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements.lock
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
   cp requirements.lock .venv/requirements.lock
 fi
 source .venv/bin/activate

@@ -6,8 +6,9 @@ source ./environment.sh
 
 ruff check .
 ruff format --check .
-mypy
+mypy & types=$!
 pytest
+wait "$types"
 [ "${1:-}" = "--container" ] || exit 0
 
 source ./container.sh
