@@ -7,7 +7,7 @@ source ./environment.sh
 ruff check .
 ruff format --check .
 mypy & types=$!
-pytest
+pytest -n 2 --dist loadfile
 wait "$types"
 [ "${1:-}" = "--container" ] || exit 0
 

@@ -1,4 +1,4 @@
-"""midog predict | report | view | evaluate | tune | systems | train: for use outside the platform."""
+"""midog predict | report | view | check | evaluate | tune | systems | train: for use outside the platform."""
 
 import argparse
 import json
@@ -46,8 +46,10 @@ TUNE: dict[str, Any] = {
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from midog import check as check_command
     from midog import predict as predict_command
     from midog.evaluation import inputs as evaluation_inputs
+    from midog.report.protocols import FIELD_DIAMETER_MM
 
     parser = argparse.ArgumentParser(prog="midog", description="Both tracks outside the platform.")
     parser.add_argument("--version", action="version", version=f"midog {__version__}")
@@ -56,7 +58,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     predict_command.add_arguments(predict)
     report = commands.add_parser("report", help="draw a region or slide, or crops, with its result")
     report.add_argument("image", type=Path, metavar="IMAGE", help="what the result was made from")
-    report.add_argument("result", type=Path, metavar="RESULT.json", help="what inference.py wrote for it")
+    report.add_argument(
+        "result",
+        type=Path,
+        nargs="+",
+        metavar="RESULT.json",
+        help="what inference.py wrote for it; several, or a reader's reviewed.geojson too, are shown beside each other",
+    )
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="for report.html or contact-sheet.png")
     report.add_argument(
         "--any-image", action="store_true", help="draw on IMAGE even if RESULT.json was made from another one"
@@ -69,6 +77,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="REVIEWED.geojson",
         help="a reader's corrections, saved by the page or exported by QuPath, to report instead",
     )
+    report.add_argument(
+        "--areas", type=Path, metavar="AREAS.geojson", help="polygons to count in, and to leave out (class Exclude)"
+    )
+    report.add_argument(
+        "--field-diameter",
+        type=float,
+        metavar="MM",
+        default=FIELD_DIAMETER_MM,
+        help=f"of a high-power field ({FIELD_DIAMETER_MM:g})",
+    )
     view = commands.add_parser("view", help="look at a result on its slide in the browser, and correct it")
     view.add_argument("result", type=Path, metavar="RESULT", help="mitotic-figures.json, or the folder that holds it")
     view.add_argument(
@@ -77,10 +95,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     view.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (4744, or any that is free)")
     view.add_argument("--no-browser", action="store_true", help="only say the address")
     view.add_argument("--any-image", action="store_true", help="show IMAGE even if RESULT was made from another one")
-    for command in (predict, report):
+    check = commands.add_parser(
+        "check", help="whether a system works on your slides, by a region that you have counted"
+    )
+    check_command.add_arguments(check)
+    for command in (predict, report, check):
         command.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
-    for command in (predict, report, view):
+    for command in (predict, report, view, check):
         command.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the file's is wrong or missing")
     for command in (predict, report):
         command.add_argument("--atypical", action="store_true", help="classify the mitotic figures, too, by Track 2's")
@@ -126,16 +148,22 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Draw an image with a result that inference.py or predict wrote, at the um per pixel that it was made with."""
+    if len(arguments.result) > 1:
+        compare(arguments)
+        return
     from midog.report.binding import bind
     from midog.report.draw import draw
+    from midog.report.protocols import check_field
 
-    track, result = read_result(arguments.result)
+    (path,) = arguments.result
+    track, result = read_result(path)
     if len(arguments.figures) > 1:
         given = " and ".join(map(str, arguments.figures))
         raise UserError(f"--figures {given}: reviews are not merged; give one, or a report of each in its own --out")
     check_mpp(arguments.image, arguments.mpp, track)
+    check_field(arguments.field_diameter)
     check_writable(arguments.out)
-    bound = bind(arguments.result, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
+    bound = bind(path, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
     subtypes = None
     if arguments.atypical:
         from midog.run import classify_with
@@ -151,10 +179,27 @@ def report(arguments: argparse.Namespace) -> None:
         bound.system,
         subtypes,
         bound.default_um_per_px,
-        result_sha256=sha256_of(arguments.result),
+        result_sha256=sha256_of(path),
         figures=next(iter(arguments.figures), None),
         any_image=arguments.any_image,
+        areas=arguments.areas,
+        field_diameter_mm=arguments.field_diameter,
+        reliability=bound.reliability,
     )
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Draw several results of one image beside each other."""
+    from midog.report.comparison import compare
+
+    options = {"--figures": "figures", "--areas": "areas", "--atypical": "atypical"}
+    given = [option for option, name in options.items() if getattr(arguments, name)]
+    if given:
+        raise UserError(f"{given[0]}: is of a report of one result; give one RESULT.json, or leave it out")
+    check_mpp(arguments.image, arguments.mpp, None)
+    check_writable(arguments.out)
+    shared = arguments.mpp, arguments.any_image, arguments.model
+    compare(arguments.image, arguments.result, arguments.out, *shared)
 
 
 def view(arguments: argparse.Namespace) -> None:
@@ -162,6 +207,13 @@ def view(arguments: argparse.Namespace) -> None:
     from midog.view import run
 
     run(arguments)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Hold a system against a count of a laboratory's own; the exit code."""
+    from midog.check import run
+
+    return run(arguments)
 
 
 def read_result(path: Path) -> tuple[int, Any]:
@@ -220,7 +272,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    commands = {"predict": predict, "report": report, "view": view, "evaluate": evaluate, "tune": tune}
+    commands = {"predict": predict, "report": report, "view": view, "check": check, "evaluate": evaluate, "tune": tune}
     return exit_code((commands | {"systems": systems, "train": train})[arguments.command], arguments)
 
 

@@ -39,6 +39,9 @@ class About:
         system, version: of the weights.
         resolution: that was taken, the fields of `midog.images.resolution.Resolution`; None of a version up to 1.3.
         image_path: where the image was; None of a version up to 1.6.
+        reliability: of the system on validation, as `midog.report.reliability` reads it; empty where it is not known.
+        counts: of a Track 1 result, `midog.report.counts.Counts.to_builtins`; None of a version up to 1.7.
+        local_threshold: that was taken instead of the system's own, and how it was found; or None.
     """
 
     image: Image
@@ -47,6 +50,9 @@ class About:
     version: str
     resolution: dict[str, Any] | None = None
     image_path: str | None = None
+    reliability: tuple[tuple[float, float, int], ...] = ()
+    counts: dict[str, Any] | None = None
+    local_threshold: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return f"{self.system}, weights {self.version}"

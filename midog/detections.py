@@ -204,7 +204,7 @@ class Detections:
         features = []
         places = (self.centres + 0.5 - corner).round(2).tolist()
         for number, name in enumerate(self.class_names):
-            measurements = {"probability": round(float(self.probabilities[number]), 6)}
+            measurements = {"score": round(float(self.probabilities[number]), 6)}
             if not np.isnan(self.atypical[number]):
                 measurements["P(atypical)"] = round(float(self.atypical[number]), 6)
             geometry = {"type": "Point", "coordinates": places[number]}

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 MAX_LINE, MAX_QUOTE = 600, 160  # characters of a message, and of a value in it
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 class UserError(Exception):
@@ -15,14 +16,22 @@ class UserError(Exception):
 
 
 def exit_code(command: Callable[..., object], *arguments: object) -> int:
-    """Run a command with its log on the terminal; 0, or 1 after a `UserError`, which becomes one line on stderr."""
+    """Run a command with its log on the terminal.
+
+    Returns:
+        The number that the command returns, else 0; 1 after a `UserError` and `INTERRUPTED` after Ctrl-C, each of which
+        becomes one line on stderr. A command that is stopped may say in its `KeyboardInterrupt` how it goes on.
+    """
     set_up_logging()
     try:
-        command(*arguments)
+        code = command(*arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    return 0
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["stopped", *map(str, interrupt.args)]), file=sys.stderr, flush=True)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
 
 
 def not_installed(error: ModuleNotFoundError) -> UserError:

@@ -67,6 +67,19 @@ def write_file(path: str | Path, content: "str | bytes | Image") -> Path:
     return write_with(path, lambda part: part.write_bytes(data))
 
 
+def append_line(path: str | Path, text: str) -> None:
+    """Add a line to a text file (as UTF-8), which is made where there is none. A kill may leave a part of it.
+
+    Raises:
+        UserError: the disk refuses it.
+    """
+    try:
+        with Path(path).open("ab") as file:
+            file.write(f"{text}\n".encode(errors="backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk or use another folder") from None
+
+
 def write_json(path: str | Path, value: object) -> Path:
     """Write JSON without NaN or Infinity; see `write_with`."""
     return write_file(path, json.dumps(value, allow_nan=False, indent=1) + "\n")

@@ -1,48 +1,65 @@
 """python -m midog predict: what a job is to inference.py, for files and folders, here or on many machines.
 
 Each image gets a folder of its own, with the result, `about.json` (which image, um per pixel, system and weights made
-it) and, if asked for, the report. An image whose `about.json` still holds is not run again, so a batch that was stopped
-goes on where it was, and new weights make new results. The crops of a folder are one image, with a table beside it.
+it, and what was counted) and, if asked for, the report. An image whose `about.json` still holds is not run again, so a
+batch that was stopped goes on where it was, and new weights make new results. The crops of a folder are one image, with
+a table beside it. What became of all images is in `summary.csv` and on `index.html`; `predict.log` has a line each.
 """
 
 import argparse
-import csv
-import io
 import json
 import logging
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from midog import __version__, about, job
-from midog.errors import UserError
-from midog.files import check_writable, sha256_of, write_file, write_json
+from midog.calibration import Calibration
+from midog.detections import Detections
+from midog.errors import UserError, one_line
+from midog.evaluation import local_threshold
+from midog.evaluation.local_threshold import LocalThreshold
+from midog.files import append_line, check_writable, sha256_of, write_file, write_json
 from midog.images.folder import Found, find_images, identity_of, resolution_of
-from midog.images.resolution import ASSUMED, Resolution, format_spacing
-from midog.images.slide import SUFFIXES
+from midog.images.resolution import Resolution
+from midog.images.slide import SUFFIXES, Slide, open_slide
 from midog.images.stack import Crops
 from midog.images.track import check_mpp, track_of_image
 from midog.report.export import crops_csv
-from midog.run import classify_with, load
+from midog.report.index import write_index, write_thumbnail
+from midog.report.summary import (
+    DONE,
+    DONE_BEFORE,
+    FAILED,
+    GUESSED,
+    Row,
+    Summary,
+    failed_row,
+    row_of_region,
+    row_of_stack,
+)
+from midog.run import load
 
 if TYPE_CHECKING:
     from midog.engine.detector import Progress
+    from midog.report.counts import Counts
 
 logger = logging.getLogger(__name__)
 
-SUMMARY, CROPS = "summary.csv", "crops.csv"
-GUESSED = ", resolution assumed"  # behind a status
+CROPS, LOG = "crops.csv", "predict.log"
 REPORTS = {1: "report.html", 2: "contact-sheet.png"}  # by track, what --report leaves
+PICTURES = {1: "overlay.png", 2: "contact-sheet.png"}  # of which one is shown small
 SCHEDULER_SECONDS = 10
+PAGE_SECONDS, PAGE_SHARE = 5, 0.05  # index.html is written anew at most so often, and in so much of the time
 ONE_AT_A_TIME = threading.Lock()  # a slide takes all processors, however many threads its worker has
 
 
@@ -57,7 +74,8 @@ class Job:
         track: 1, 2, or None for what the image looks like.
         model, system, device, mpp: as given to the command.
         report: whether to draw it.
-        atypical: whether to classify its mitotic figures for the report, too.
+        atypical: whether to classify its mitotic figures, too.
+        threshold: a laboratory's own for Track 1, or None.
     """
 
     image: Path
@@ -70,30 +88,7 @@ class Job:
     mpp: float | None
     report: bool
     atypical: bool
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What became of an image: a row of summary.csv.
-
-    Attributes:
-        image: its name.
-        status: "done", "done before" or "failed"; the former two with `GUESSED` behind, where that is so.
-        found: mitotic figures (Track 1), atypical ones (Track 2).
-        of: candidates, or crops.
-        um_per_px, um_per_px_source: that was taken, as text, and whether it was read, given or assumed.
-        seconds: that it took.
-        message: why it failed.
-    """
-
-    image: str
-    status: str
-    found: int = 0
-    of: int = 0
-    um_per_px: str = ""
-    um_per_px_source: str = ""
-    seconds: float = 0.0
-    message: str = ""
+    threshold: LocalThreshold | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--track", type=int, choices=(1, 2), help="1: detect, 2: classify (what FILE looks like)")
     parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
     parser.add_argument("--report", action="store_true", help="draw each result, too")
+    parser.add_argument(
+        "--local-threshold",
+        type=Path,
+        metavar="FILE",
+        help="a laboratory's own, which midog check found, instead of the system's (Track 1)",
+    )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, whose workers take whole images")
 
 
@@ -120,33 +121,95 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         UserError: nothing to do, or at least one image failed.
+        KeyboardInterrupt: after Ctrl-C; what is done is in the table.
     """
-    if arguments.atypical and not arguments.report:
-        raise UserError("--atypical: is shown in the report; give --report too")
     jobs = plan(arguments)
     check_writable(arguments.out)
-    results: list[JobResult] = []
-    for result in spread(jobs, arguments.scheduler) if arguments.scheduler else here(jobs):
-        results.append(result)
-        write_summary(arguments.out / SUMMARY, results)
-    failed = [result for result in results if result.status == "failed"]
+    batch = Batch(arguments.out, len(jobs))
+    try:
+        for row in spread(jobs, arguments.scheduler) if arguments.scheduler else here(jobs):
+            batch.add(row)
+    except KeyboardInterrupt:
+        batch.log("stopped")
+        raise KeyboardInterrupt("the same command goes on") from None
+    finally:
+        batch.write()
     if len(jobs) > 1:
-        counts = Counter(result.status.removesuffix(GUESSED) for result in results)
-        said = ", ".join(f"{counts[status]} {status}" for status in ("done", "done before", "failed") if counts[status])
-        guessed = sum(result.status.endswith(GUESSED) for result in results)
-        said += f"; in {guessed} the{GUESSED.removeprefix(',')}" * bool(guessed)
-        logger.info("%d images: %s; %s", len(jobs), said, arguments.out / SUMMARY)
-    if failed and len(jobs) == 1:
-        raise UserError(failed[0].message)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} images failed, see above; mend them and run the same again")
+        logger.info("%d images: %s; %s", len(jobs), batch, batch.summary.path)
+    if batch.failed and len(jobs) == 1:
+        raise UserError(batch.failed[0].message)
+    if batch.failed:
+        raise UserError(
+            f"{len(batch.failed)} of {len(jobs)} images failed, see above; mend them and run the same again"
+        )
+
+
+class Batch:
+    """What is told of the images of one command: summary.csv, index.html and predict.log.
+
+    Args:
+        out: the folder that gets them; exists and can be written.
+        total: how many images.
+    """
+
+    def __init__(self, out: Path, total: int) -> None:
+        self.out, self.total = out, total
+        self.summary = Summary(out)
+        self.ended: Counter[str] = Counter()  # how many images, by status
+        self.guessed = 0  # of how many the resolution was assumed
+        self.failed: list[Row] = []
+        self._started = time.monotonic()
+        self._page_due = self._started
+        if self.summary.older:
+            logger.info("%s: the table of an older version, kept", self.summary.older)
+        self.log(f"{total} images, version {__version__}")
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{self.ended[each]} {each}" for each in (DONE, DONE_BEFORE, FAILED) if self.ended[each])
+        return said + f"; in {self.guessed} the resolution assumed" * bool(self.guessed)
+
+    def add(self, row: Row) -> None:
+        """Tell of an image that is done."""
+        self.ended[row.status.removesuffix(GUESSED)] += 1
+        self.guessed += row.guessed
+        if row.failed:
+            self.failed.append(row)
+        self.summary.add(row)
+        line = f"{self.ended.total()} of {self.total}, {len(self.failed)} failed{self._left()}"
+        self.log(f"{line}: {row.image}, {row.status}")
+        if self.total > 1:
+            logger.info(line)
+        if time.monotonic() >= self._page_due:
+            self.write()
+
+    def _left(self) -> str:
+        """The time that the others will take, if they take as long as those that were run."""
+        run, others = self.ended.total() - self.ended[DONE_BEFORE], self.total - self.ended.total()
+        if not run or not others:
+            return ""
+        seconds = (time.monotonic() - self._started) / run * others
+        return f", about {timedelta(seconds=round(seconds))} left"
+
+    def write(self) -> None:
+        """Bring table and page up to date; without a row there is nothing to write."""
+        count = self.ended.total()
+        if count:
+            begun = time.monotonic()
+            running = f"{count} of {self.total} so far" if count < self.total else ""
+            write_index(self.out, self.summary.write(), list(REPORTS.values()), running)
+            ended = time.monotonic()
+            self._page_due = ended + max(PAGE_SECONDS, (ended - begun) / PAGE_SHARE)
+
+    def log(self, text: str) -> None:
+        """Add a line to predict.log."""
+        append_line(self.out / LOG, f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {one_line(text)}")
 
 
 def plan(arguments: argparse.Namespace) -> list[Job]:
     """A `Job` for every image that the arguments name, each with a folder of its own.
 
     Raises:
-        UserError: an empty folder, or two images of one name.
+        UserError: an empty folder, two images of one name, or no local threshold of the system in its file.
     """
     images = [each for path in arguments.images for each in expand(path, arguments.out, arguments.track)]
     repeated = [name for name, count in Counter(each.name for each in images).items() if count > 1]
@@ -156,7 +219,12 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
             "--out each"
         )
     model = str(Path(arguments.model).resolve()) if arguments.model else None
-    shared = (model, arguments.system, arguments.device, arguments.mpp, arguments.report, arguments.atypical)
+    threshold = None
+    if arguments.local_threshold:
+        threshold = local_threshold.read(arguments.local_threshold)
+        system = load(arguments.system, 1, model, arguments.device).system
+        threshold.check_is_of(arguments.local_threshold, system.system, system.version)
+    shared = model, arguments.system, arguments.device, arguments.mpp, arguments.report, arguments.atypical, threshold
     return [
         Job(
             each.path.absolute(),
@@ -194,7 +262,7 @@ def expand(path: Path, out: Path, track: int | None = None) -> list[Found]:
     return found
 
 
-def here(jobs: list[Job]) -> Iterator[JobResult]:
+def here(jobs: list[Job]) -> Iterator[Row]:
     """Run the images one after the other."""
     from tqdm import tqdm
 
@@ -204,13 +272,13 @@ def here(jobs: list[Job]) -> Iterator[JobResult]:
         return tqdm(places, "tiles", unit="tile", disable=None, leave=len(jobs) == 1)
 
     for each in tqdm(jobs, "images", unit="image", disable=several):
-        result = process(each, tiles)
-        if result.status == "failed" and len(jobs) > 1:
-            logger.warning("failed: %s", result.message)
-        yield result
+        row = process(each, tiles)
+        if row.failed and len(jobs) > 1:
+            logger.warning("failed: %s", row.message)
+        yield row
 
 
-def spread(jobs: list[Job], address: str) -> Iterator[JobResult]:
+def spread(jobs: list[Job], address: str) -> Iterator[Row]:
     """Hand the images to the workers of a Dask scheduler; their results as they come.
 
     A worker that dies loses its own image only: the scheduler gives it to another one. Warnings come back as log
@@ -231,76 +299,183 @@ def spread(jobs: list[Job], address: str) -> Iterator[JobResult]:
         futures = {client.submit(remote, each, key=f"midog-{each.folder}", pure=False): each for each in jobs}
         for future in tqdm(as_completed(futures), "images", len(futures), unit="image", disable=None):
             try:
-                result = future.result()
+                row = future.result()
             except Exception as error:  # the scheduler gave the image up, whatever its workers died of
                 lost = futures[future]
-                result = JobResult(lost.name, "failed", message=f"{lost.image}: {error}")
-            if result.status == "failed" and len(jobs) > 1:
-                logger.warning("failed: %s", result.message)
-            yield result
+                row = failed_row(lost.name, f"{lost.image}: {error}")
+            if row.failed and len(jobs) > 1:
+                logger.warning("failed: %s", row.message)
+            yield row
 
 
-def remote(each: Job) -> JobResult:
+def remote(each: Job) -> Row:
     """On a worker."""
     with ONE_AT_A_TIME:
         return process(each)
 
 
-def process(each: Job, progress: "Progress | None" = None) -> JobResult:
+def process(each: Job, progress: "Progress | None" = None) -> Row:
     """Run one image, or find that it was run; what became of it, whatever happens."""
-    started = time.perf_counter()
     try:
-        status, track, result, resolution = result_of(each, progress)
+        return row_of(each, progress)
     except UserError as error:
-        return JobResult(each.name, "failed", message=str(error))
+        return failed_row(each.name, str(error))
     except Exception as error:  # a bug on one image of thousands must not cost the others
         traceback.print_exc()
-        return JobResult(each.name, "failed", message=f"{each.image}: {type(error).__name__}: {error}")
-    entries = result["points"] if track == 1 else result
-    sought, key = (job.POINT_NAMES[0], "name") if track == 1 else ("atypical", "class")
-    found = sum(entry[key] == sought for entry in entries)
-    taken = format_spacing(resolution.um_per_px), resolution.source
-    seconds = round(time.perf_counter() - started, 2)
-    status += GUESSED * (resolution.source == ASSUMED)
-    return JobResult(each.name, status, found, len(entries), *taken, seconds)
+        return failed_row(each.name, f"{each.image}: {type(error).__name__}: {error}")
 
 
-def result_of(each: Job, progress: "Progress | None") -> tuple[str, int, Any, Resolution]:
-    """Status, track and result of an image, and the resolution that was taken; the files are written."""
+def row_of(each: Job, progress: "Progress | None") -> Row:
+    """Run one image, or find that it was run; all its files are written."""
+    started = time.perf_counter()
     track = each.track or track_of_image(each.image)
     check_mpp(each.image, each.mpp, track)
     runner = load(each.system, track, each.model, each.device)
+    subtypes = load(None, 2, each.model, each.device) if each.atypical and track == 1 else None
     logger.info("image %s, system %s", each.name, runner.system)
     result_path = each.folder / job.RESULT_NAMES[track]
-    wanted = depends_on(each, runner.system)
+    wanted = depends_on(each, track, runner.system)
     done = read_done(each.folder / about.NAME, wanted, result_path)
     check_writable(each.folder)
     if done:
-        result, resolution = done.result, done.resolution
-        for text in done.warnings:
+        for text in done.made["warnings"]:
             logger.warning(text)
     else:
-        with _warnings() as warnings, runner.open(each.image, each.mpp) as image:
-            result = runner.result(each.image, image, progress)
-            resolution = resolution_of(image)
-            table = crops_csv(image.names, result, image.resolutions) if isinstance(image, Crops) else None
-        (each.folder / about.NAME).unlink(missing_ok=True)
-        write_json(result_path, result)
-        if table:
-            write_file(each.folder / CROPS, table)
-        made = {
-            "image": {"name": each.image.name} | wanted["image"],
-            "image_path": str(each.image),
-            "resolution": asdict(resolution),
-            "program": __version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "warnings": warnings,
-        }
-        about.write_about(each.folder, wanted | made)
-    logger.info("result %s%s", result_path, ", made before" if done else "")
-    if each.report and (not done or not (each.folder / REPORTS[track]).exists()):
-        _draw(each, track, result, resolution, runner, sha256_of(result_path))
-    return "done before" if done else "done", track, result, resolution
+        done = _make(each, track, runner, wanted, result_path, progress)
+    logger.info("result %s%s", result_path, ", made before" * (done.status == DONE_BEFORE))
+    made = done.made
+    if not _is_counted(each, track, made, subtypes):
+        made |= _count(each, track, done, runner, subtypes, result_path)
+        made["seconds"] = round(made.get("seconds", 0) + time.perf_counter() - started, 2)
+        about.write_about(each.folder, made)
+    if track == 1:
+        systems = [str(runner.system), *filter(None, [made["subtypes"]])]
+        known = done.resolution, made["counts"], systems
+        return row_of_region(each.name, done.status, made["size_px"], *known, made["seconds"])
+    return row_of_stack(each.name, done.status, done.resolution, done.result, [str(runner.system)], made["seconds"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """A result that is there.
+
+    Attributes:
+        status: `DONE` or `DONE_BEFORE`.
+        result: the platform's JSON.
+        resolution: that was taken.
+        made: what about.json says.
+    """
+
+    status: str
+    result: Any
+    resolution: Resolution
+    made: dict[str, Any]
+
+
+def _make(
+    each: Job, track: int, runner: Any, wanted: dict[str, Any], result_path: Path, progress: "Progress | None"
+) -> Done:
+    """Run one image; result and about.json are written, and what was drawn of another result is gone."""
+    with _warnings() as warnings, runner.open(each.image, each.mpp) as image:
+        result = runner.result(each.image, image, progress)
+        resolution = resolution_of(image)
+        table = crops_csv(image.names, result, image.resolutions) if isinstance(image, Crops) else None
+    if each.threshold and track == 1:
+        result = _shifted(result, each.threshold.shift)
+    for name in (about.NAME, REPORTS[track]):
+        (each.folder / name).unlink(missing_ok=True)
+    write_json(result_path, result)
+    if table:
+        write_file(each.folder / CROPS, table)
+    made = wanted | {
+        "image": {"name": each.image.name} | wanted["image"],
+        "image_path": str(each.image),
+        "resolution": asdict(resolution),
+        "program": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "warnings": warnings,
+    }
+    about.write_about(each.folder, made)
+    return Done(DONE, result, resolution, made)
+
+
+def _shifted(result: dict[str, Any], shift: float) -> dict[str, Any]:
+    """A Track 1 result whose scores are moved, in logits, so that .5 is another threshold."""
+    found = Detections.from_json(result)
+    return found.with_probabilities(Calibration(shift=shift).apply(found.probabilities)).to_json()
+
+
+def _is_counted(each: Job, track: int, made: dict[str, Any], subtypes: Any) -> bool:
+    """Whether numbers, and report if it is asked for, are there for this result and these subtypes."""
+    if "counts" not in made or (track == 1 and made["counts"] is None):
+        return False
+    if subtypes and made["subtypes"] != str(subtypes.system):
+        return False
+    return not each.report or (made["drawn"] and (each.folder / REPORTS[track]).exists())
+
+
+def _count(each: Job, track: int, done: Done, runner: Any, subtypes: Any, result_path: Path) -> dict[str, Any]:
+    """What about.json has beside the result: its numbers, and whether they are drawn, too."""
+
+    def classify(slide: Slide, found: Detections) -> tuple[Detections, str]:
+        return subtypes.classify_figures(slide, found), str(subtypes.system)
+
+    classify_figures = classify if subtypes else None
+    of_system = runner.system.made.reliability
+    reliability = () if done.made.get("local_threshold") else of_system  # that of scores which are not shifted
+    counts: Counts | None = None
+    logging.getLogger("midog.images").setLevel(logging.ERROR)  # what is odd about the file was said when it was run
+    try:
+        if each.report:
+            from midog.report.draw import draw
+
+            counts = draw(
+                track,
+                each.image,
+                done.result,
+                each.folder,
+                done.resolution,
+                system=str(runner.system),
+                classify_figures=classify_figures,
+                result_sha256=sha256_of(result_path),
+                reliability=reliability,
+            )
+            write_thumbnail(each.folder / PICTURES[track])
+        elif track == 1:
+            counts = _count_only(each.image, done, classify_figures)
+        size = _size_of(each.image) if track == 1 else None
+    finally:
+        logging.getLogger("midog.images").setLevel(logging.NOTSET)
+    return {
+        "reliability": reliability,
+        "counts": counts.to_builtins() if counts else None,
+        "subtypes": str(subtypes.system) if subtypes else None,
+        "drawn": each.report,
+        "size_px": size,
+    }
+
+
+def _size_of(image: Path) -> tuple[int, int]:
+    """(width, height), px."""
+    with open_slide(image) as slide:
+        return slide.size
+
+
+def _count_only(
+    image: Path, done: Done, classify_figures: "Callable[[Slide, Detections], tuple[Detections, str]] | None"
+) -> "Counts":
+    """The numbers of a Track 1 result, as its report would have them."""
+    from midog.images.tissue import tissue_mask
+    from midog.report.counts import count
+    from midog.report.draw import found_on
+    from midog.report.overlay import LONGEST_SIDE
+
+    with open_slide(image, done.resolution.um_per_px[0]) as slide:
+        slide.um_per_px, slide.resolution = done.resolution.um_per_px, done.resolution
+        found = found_on(slide, done.result).best_first()
+        if classify_figures:
+            found, _ = classify_figures(slide, found)
+        return count(slide, found, tissue_mask(slide, slide.overview(LONGEST_SIDE)))
 
 
 @contextmanager
@@ -320,19 +495,7 @@ def _warnings() -> Iterator[list[str]]:
         listened.removeHandler(listener)
 
 
-def _draw(each: Job, track: int, result: Any, resolution: Resolution, runner: Any, result_sha256: str) -> None:
-    from midog.report.draw import draw
-
-    subtypes = classify_with(each.model, each.device) if each.atypical and track == 1 else None
-    logging.getLogger("midog.images").setLevel(logging.ERROR)  # what is odd about the file was said when it was run
-    try:
-        known = resolution, (), str(runner.system), subtypes
-        draw(track, each.image, result, each.folder, *known, result_sha256=result_sha256)
-    finally:
-        logging.getLogger("midog.images").setLevel(logging.NOTSET)
-
-
-def depends_on(each: Job, system: Any) -> dict[str, Any]:
+def depends_on(each: Job, track: int, system: Any) -> dict[str, Any]:
     """All that a result depends on, as about.json has it, where the image has a name, too."""
     return {
         "image": identity_of(each.image),
@@ -341,35 +504,18 @@ def depends_on(each: Job, system: Any) -> dict[str, Any]:
         "version": system.version,
         "detector": msgspec.to_builtins(system.detector),
         "classifier": msgspec.to_builtins(system.classifier),
+        "local_threshold": msgspec.to_builtins(each.threshold) if track == 1 else None,
     }
-
-
-@dataclass(frozen=True)
-class Done:
-    """A result that is there: the platform's JSON, the resolution that was taken, and what the run warned with."""
-
-    result: Any
-    resolution: Resolution
-    warnings: Sequence[str]
 
 
 def read_done(path: Path, wanted: dict[str, Any], result_path: Path) -> Done | None:
     """The result beside an about.json, if it says that this was made from the same by the same; or None."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
-        there = {key: made[key] for key in wanted} | {"image": made["image"] | {"name": None}}
+        there = {key: made.get(key) for key in wanted} | {"image": made["image"] | {"name": None}}
         if there != json.loads(json.dumps(wanted | {"image": wanted["image"] | {"name": None}})):
             return None
         resolution = msgspec.convert(made["resolution"], Resolution)
-        return Done(json.loads(result_path.read_text(encoding="utf-8")), resolution, made["warnings"])
-    except (KeyError, OSError, TypeError, ValueError, msgspec.ValidationError):
+        return Done(DONE_BEFORE, json.loads(result_path.read_text(encoding="utf-8")), resolution, made)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, msgspec.ValidationError):
         return None
-
-
-def write_summary(path: Path, results: list[JobResult]) -> None:
-    """Write summary.csv whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(JobResult)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(result) for result in results)
-    write_file(path, text.getvalue())

@@ -18,10 +18,11 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from midog.job import RESULT_NAMES, check_detection_result
 from midog.report.binding import bind
 from midog.report.draw import found_on, notices
 from midog.report.page import view_page
+from midog.report.page_counts import measured_json
 from midog.report.pyramid import COARSE_TILES, TILE, Place, grid, jpeg, levels, pixels_of
 from midog.report.review import read_review
 
@@ -58,6 +60,8 @@ HEADERS = {  # of every answer
     "X-Content-Type-Options": "nosniff",
 }
 NOT_STORED, STORED = "no-store", "private, max-age=3600"
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         def page() -> str:
             text, revision = review.read()
             start = json.loads(text) if text else None
-            known = bound.system, notices(bound.doubts, slide.resolution), *made_from
+            known = bound.system, notices(bound.doubts, slide.resolution), bound.reliability, *made_from
             return view_page(slide, found, name, *known, {"url": "review", "revision": revision, "start": start})
 
         review = ReviewFile(result.parent / REVIEW, check)
@@ -162,7 +166,8 @@ class Tiles:
     """JPEG tiles of a slide, numbered as `midog.report.pyramid` does, those used last kept.
 
     The first coarse level, of at most 16 tiles, is read in the background, tile by tile, and the coarser ones are made
-    from it: without a pyramid each of these levels takes as long as to decode all of the slide.
+    from it: without a pyramid each of these levels takes as long as to decode all of the slide. So does the overview,
+    read afterwards, on which the tissue is measured.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -175,20 +180,28 @@ class Tiles:
         columns, rows = grid(slide.size, self._coarse)
         self._parts: dict[tuple[int, int], Future[NDArray[np.uint8]]]
         self._parts = {(x, y): Future() for y in range(rows) for x in range(columns)}
-        threading.Thread(target=self._read_parts, daemon=True).start()
+        self._tissue: Future[str] = Future()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def close(self) -> None:
         """Wait for the tiles that were asked for."""
         self._workers.shutdown()
 
-    def _read_parts(self) -> None:
+    def _read(self) -> None:
         in_fours = sorted(self._parts, key=lambda part: (part[1] // 2, part[0] // 2, part))  # each a coarser tile
         for x, y in in_fours:
-            part = self._parts[x, y]
-            try:
-                part.set_result(pixels_of(self._slide, Place(self._coarse, x, y)))
-            except Exception as error:  # told to whoever asks for a tile of it
-                part.set_exception(error)
+            _settle(self._parts[x, y], pixels_of, self._slide, Place(self._coarse, x, y))
+        _settle(self._tissue, measured_json, self._slide)
+
+    def tissue(self) -> str:
+        """What is known of the slide's tissue, JSON.
+
+        Raises:
+            RefusalError: nothing yet.
+            UserError: the slide's pixels cannot be decoded.
+        """
+        _await([self._tissue])
+        return self._tissue.result()
 
     def get(self, level: int, x: int, y: int) -> bytes:
         """A tile.
@@ -202,8 +215,7 @@ class Tiles:
             raise RefusalError(HTTPStatus.NOT_FOUND, "no such tile")
         place = Place(level, x, y)
         parts = self._parts_of(place) if level >= self._coarse else {}
-        if wait(parts.values(), PATIENCE).not_done:
-            raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, "the slide is still being read; ask again")
+        _await(parts.values())
 
         def made() -> NDArray[np.uint8]:
             pixels = _joined(parts, level - self._coarse) if parts else pixels_of(self._slide, place)
@@ -217,6 +229,19 @@ class Tiles:
         left, top = place.x * step, place.y * step
         inside = ((x, y) for y in range(step) for x in range(step))
         return {(x, y): self._parts[left + x, top + y] for x, y in inside if (left + x, top + y) in self._parts}
+
+
+def _settle(future: Future[Made], make: Callable[..., Made], *given: Any) -> None:
+    try:
+        future.set_result(make(*given))
+    except Exception as error:  # told to whoever asks for it
+        future.set_exception(error)
+
+
+def _await(futures: Iterable[Future[Any]]) -> None:
+    """Wait some seconds, or refuse what needs them."""
+    if wait(futures, PATIENCE).not_done:
+        raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, "the slide is still being read; ask again")
 
 
 def _joined(parts: "dict[tuple[int, int], Future[NDArray[np.uint8]]]", halvings: int) -> NDArray[np.uint8]:
@@ -331,7 +356,7 @@ class _Handler(Handler):
             raise RefusalError(HTTPStatus.FORBIDDEN, f"ask for {' or '.join(self.server.hosts)}")
         first, _, place = self.path[1:].partition("/")
         match = TILE_PLACE.fullmatch(place)
-        is_known = (match or place in ("", "review")) and self.path == f"/{first}/{place}"
+        is_known = (match or place in ("", "review", "tissue")) and self.path == f"/{first}/{place}"
         if not secrets.compare_digest(first.encode(), self.server.token.encode()) or not is_known:
             raise RefusalError(HTTPStatus.NOT_FOUND, "nothing here")
         if self.command == "PUT" and place == "review":
@@ -341,6 +366,8 @@ class _Handler(Handler):
         elif match:
             level, x, y = map(int, match.groups())
             self._reply(HTTPStatus.OK, self.server.tiles.get(level, x, y), "image/jpeg", STORED)
+        elif place == "tissue":
+            self._reply(HTTPStatus.OK, self.server.tiles.tissue(), "application/json")
         elif place == "review":
             text, revision = self.server.review.read()
             self._reply(HTTPStatus.OK, text or b"null\n", "application/geo+json", revision=revision)

@@ -94,8 +94,8 @@ def test_columns_and_qupath_s_half_pixel():
     assert table["x_px"].tolist() == [20, 2]
     first, second = found.to_geojson()["features"]
     assert first["geometry"] == {"type": "Point", "coordinates": [20.5, 30.5]}
-    assert first["properties"]["measurements"] == {"probability": 0.25}
-    assert second["properties"]["measurements"] == {"probability": 0.75, "P(atypical)": 0.7}
+    assert first["properties"]["measurements"] == {"score": 0.25}
+    assert second["properties"]["measurements"] == {"score": 0.75, "P(atypical)": 0.7}
     assert second["properties"]["classification"]["name"] == ATYPICAL
 
 

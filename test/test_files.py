@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from midog.errors import UserError
-from midog.files import check_writable, read_json, read_yaml, write_file, write_json, write_with
+from midog.files import append_line, check_writable, read_json, read_yaml, write_file, write_json, write_with
 
 
 def test_nothing_half_written(tmp_path):
@@ -29,6 +29,14 @@ def test_text_bytes_and_pictures(tmp_path):
     assert write_file(tmp_path / "a.txt", "\u00b5m").read_bytes() == "\u00b5m".encode()
     assert write_file(tmp_path / "a.bin", b"\0").read_bytes() == b"\0"
     assert Image.open(write_file(tmp_path / "a.png", Image.new("RGB", (3, 2)))).size == (3, 2)
+
+
+def test_a_line_is_added_to_what_is_there(tmp_path):
+    for text in ("one", "tw\udcf6"):  # as a name of a file may be, which is no text
+        append_line(tmp_path / "a.log", text)
+    assert (tmp_path / "a.log").read_bytes() == b"one\ntw\\udcf6\n"
+    with pytest.raises(UserError, match="cannot be written .*; free the disk or use another folder"):
+        append_line(tmp_path, "a folder is no file")
 
 
 def test_a_message_names_the_option_that_was_given(tmp_path):

@@ -12,7 +12,7 @@ from py_mini_racer import MiniRacer
 
 from midog.images.slide import Slide
 from midog.report import hotspot
-from midog.report.density import CELLS, KERNEL_MM, density_map, scale_top
+from midog.report.density import CELLS, field_map, scale_top
 from midog.report.hotspot import LONG_NM, SHORT_NM, find_hotspot, places_nm
 
 MM = 1_000_000
@@ -23,11 +23,11 @@ def nm(*places_mm):
     return np.rint(np.array(places_mm).reshape(-1, 2) * MM).astype(np.int64)
 
 
-def most(places, size):
+def most(places, size, sides=(LONG_NM, SHORT_NM)):
     """Tries every window that has a figure on its right and one on its lower edge."""
     best = 0
-    for sides in ((LONG_NM, SHORT_NM), (SHORT_NM, LONG_NM)):
-        width, height = np.minimum(sides, size)
+    for shape in (sides, sides[::-1]):
+        width, height = np.minimum(shape, size)
         for right in set(places[:, 0].tolist()):
             column = places[(places[:, 0] <= right) & (places[:, 0] >= right - width), 1]
             for bottom in column.tolist():
@@ -85,16 +85,12 @@ coordinate = st.one_of(st.integers(0, 12), st.sampled_from([0, 3, 4, 5, 8]))
 def test_no_window_holds_more(places, size):
     """On a coarse grid, where figures often share a line and lie on edges: the window is 4 x 3."""
     places = np.array(places, np.int64)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (hotspot, globals()):
-            for name, value in (("LONG_NM", 4), ("SHORT_NM", 3)):
-                (patch.setitem if isinstance(module, dict) else patch.setattr)(module, name, value)
-        found = find_hotspot(places, size)
-        inside = places[(places <= size).all(axis=1)]
-        if len(inside) == 0:
-            assert found is None
-            return
-        assert found.count == most(inside, size) == found.holds(inside).sum()
+    found = find_hotspot(places, size, (4, 3))
+    inside = places[(places <= size).all(axis=1)]
+    if len(inside) == 0:
+        assert found is None
+        return
+    assert found.count == most(inside, size, (4, 3)) == found.holds(inside).sum()
     assert min(found.left, found.top) >= 0
     assert found.left + found.width <= size[0]
     assert found.top + found.height <= size[1]
@@ -128,9 +124,10 @@ def test_a_figure_enters_and_leaves_the_tree_once(monkeypatch):
 
 @pytest.fixture(scope="module")
 def javascript():
-    """Calls a function of the page's hotspot.js."""
+    """Calls a function of the page's hotspot.js or density.js."""
     with MiniRacer() as engine:
-        engine.eval((files("midog.report") / "templates/hotspot.js").read_text())
+        for name in ("hotspot.js", "density.js"):
+            engine.eval((files("midog.report") / "templates" / name).read_text())
         yield lambda call: json.loads(engine.eval(f"JSON.stringify({call})"))
 
 
@@ -169,13 +166,16 @@ def test_the_page_counts_pixels_in_the_same_nm(javascript):
 
 
 @pytest.mark.parametrize("size_mm", [(15.0, 12.5), (1.8, 2.4)])
-def test_the_page_paints_the_same_density(javascript, size_mm):
+def test_the_page_counts_the_same_fields_around_each_place(javascript, size_mm):
     places = np.random.default_rng(0).random((200, 2)) * 1.1 * size_mm
     places = np.concatenate([places, [[0, 0], size_mm, np.array(size_mm) / 4]])  # on the edges of cells
-    ours = density_map(places, size_mm)
-    call = f"{places.T.tolist()[0]}, {places.T.tolist()[1]}, {size_mm[0]}, {size_mm[1]}, {KERNEL_MM}, {CELLS}"
-    page = javascript(f"(({{values, ...shape}}) => ({{...shape, values: [...values]}}))(Hotspot.density({call}))")
+    ours = field_map(places, size_mm, 0.55)
+    xs, ys = places.T.tolist()
+    page = javascript(
+        "(({values, ...shape}) => ({...shape, values: [...values], top: Density.scaleTop(values)}))"
+        f"(Density.field({xs}, {ys}, {size_mm[0]}, {size_mm[1]}, .55, {CELLS}))"
+    )
     assert (page["rows"], page["columns"]) == ours.shape
-    np.testing.assert_allclose(page["values"], ours.ravel(), rtol=1e-9, atol=1e-12 * ours.max())
-    assert javascript(f"Hotspot.scaleTop([0, {ours.max()}])") == scale_top(ours)
-    assert javascript("Hotspot.scaleTop([0])") == 1
+    assert page["values"] == ours.ravel().tolist()
+    assert page["top"] == scale_top(ours)
+    assert javascript("Density.scaleTop([0])") == 1

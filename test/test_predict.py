@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,16 +14,20 @@ import time
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from compare import differences
-from conftest import ROOT
+from conftest import ROOT, Killed
 from images.writers import write_dicom
 from test_detect import write_random_system
 
 from midog import __main__ as commands
 from midog.about import END_BYTES, identity
+from midog.calibration import logit, shift_to_half, sigmoid
 from midog.detections import Detections
+from midog.errors import exit_code
+from midog.evaluation import local_threshold
 from midog.images.folder import open_stack
 from midog.images.slide import open_slide
 from midog.job import atypical_result
@@ -76,7 +82,9 @@ def test_a_failed_image_stops_no_other_and_done_ones_are_kept(images, model, tmp
     made = {name: (out / name / POINTS).stat().st_mtime_ns for name in ("0.png", "1.png", "2.png")}
     assert not (out / "broken.png").exists() or not any((out / "broken.png").iterdir())
     result = json.loads((out / "0.png" / POINTS).read_text())
-    assert int(rows(out)["0.png"]["of"]) == len(result["points"]) > 0
+    figures = sum(point["name"] == "mitotic figure" for point in result["points"])
+    assert int(rows(out)["0.png"]["figures"]) == figures
+    assert len(result["points"]) > 0
 
     shutil.copy(images / "1.png", images / "broken.png")
     (out / "2.png" / POINTS).unlink()
@@ -181,7 +189,8 @@ def test_crops_of_a_folder_are_one_image(tmp_path):
 class Stub:
     """A system of either track: it finds a figure at (9, 8), and P(atypical) is how red a crop is."""
 
-    system = SimpleNamespace(system="stub", version="1", detector=None, classifier=None)
+    made = SimpleNamespace(reliability=((0.9, 0.8, 60),))
+    system = SimpleNamespace(system="stub", version="1", detector=None, classifier=None, made=made)
 
     def __init__(self, track):
         self.track = track
@@ -193,6 +202,9 @@ class Stub:
         if self.track == 2:
             return atypical_result(crop[0, 0, 0] / 255 for crop in image)
         return Detections.of([[9, 8, 9, 8]], [0.9], image.um_per_px).to_json()
+
+    def classify_figures(self, slide, found):
+        return found.with_atypical([0.7] * found.accepted.sum())
 
 
 @pytest.fixture
@@ -282,7 +294,8 @@ def test_one_name_in_two_folders_and_a_broken_one_between(images, stub, tmp_path
     assert {"0.png", "a/0.png", "b/c/0.png"} <= set(rows(out)) - failed
 
 
-def test_a_name_that_is_no_text_is_drawn_and_told(images, stub, tmp_path):
+def test_a_name_that_is_no_text_is_drawn_and_told(images, stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("midog"), "propagate", False)  # pytest-xdist cannot send what pytest records
     path = os.fsencode(tmp_path) + b"/F\xe4lle.png"  # as Windows wrote it long ago
     try:
         shutil.copy(os.fsencode(images / "0.png"), path)
@@ -291,6 +304,140 @@ def test_a_name_that_is_no_text_is_drawn_and_told(images, stub, tmp_path):
     out = tmp_path / "out"
     assert commands.main(["predict", os.fsdecode(path), "--out", str(out), "--mpp", "0.25", "--report"]) == 0
     assert list(rows(out)) == [r"F\udce4lle.png"]
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(images, stub, tmp_path, capfd, monkeypatch):
+    (images / "broken.png").unlink()
+    out, command = tmp_path / "out", ["predict", str(images), "--out", str(tmp_path / "out"), "--mpp", ".25"]
+    real = Stub.result
+
+    def interrupted(self, path, *more):
+        if path.name == "1.png":
+            raise KeyboardInterrupt
+        return real(self, path, *more)
+
+    monkeypatch.setattr(Stub, "result", interrupted)
+    assert commands.main(command) == 130
+    assert capfd.readouterr().err == "stopped; the same command goes on\n"
+    assert list(rows(out)) == ["0.png"]
+    assert "Not finished when this page was written: 1 of 3 so far" in (out / "index.html").read_text()
+    monkeypatch.setattr(Stub, "result", real)
+    assert commands.main(command) == 0
+    assert [row["status"] for row in rows(out).values()] == ["done before", "done", "done"]
+    said = [line.partition("  ")[2] for line in (out / "predict.log").read_text().splitlines()]
+    assert said[2] == "stopped"
+    assert re.fullmatch(r"1 of 3, 0 failed, about 0:00:0\d left: 0\.png, done", said[1])
+    assert said[-1] == "3 of 3, 0 failed: 2.png, done"
+
+
+def test_how_a_command_ends(capfd, no_command_line):
+    def stop():
+        raise KeyboardInterrupt
+
+    assert [exit_code(lambda: None), exit_code(lambda: 3), exit_code(stop)] == [0, 3, 130]
+    assert capfd.readouterr().err == "stopped\n"
+
+
+def test_an_image_that_vanishes_in_the_middle_fails_in_one_line(images, stub, tmp_path, capfd, monkeypatch):
+    (images / "broken.png").unlink()
+    real = Stub.result
+
+    def vanishing(self, path, *more):
+        if path.name == "1.png":
+            path.unlink()
+        return real(self, path, *more)
+
+    monkeypatch.setattr(Stub, "result", vanishing)
+    assert commands.main(["predict", str(images), "--out", str(tmp_path / "out"), "--mpp", ".25"]) == 1
+    failed = f"{images / '1.png'}: cannot be read (No such file or directory); check the path"
+    end = "error: 1 of 3 images failed, see above; mend them and run the same again"
+    assert capfd.readouterr().err.splitlines() == [f"warning: failed: {failed}", end]
+    assert {name: row["status"] for name, row in rows(tmp_path / "out").items()} == {
+        "0.png": "done",
+        "1.png": "failed",
+        "2.png": "done",
+    }
+    assert rows(tmp_path / "out")["1.png"]["message"] == failed
+
+
+def test_numbers_need_no_report_and_are_made_once(images, stub, tmp_path, monkeypatch):
+    only, out = images / "0.png", tmp_path / "out"
+    command = ["predict", str(only), "--out", str(out), "--mpp", ".25"]
+    assert commands.main(command) == 0
+    row = rows(out)["0.png"]
+    assert (row["size"], row["figures"], row["hotspot_count"]) == ("400 x 400", "1", "1")
+    assert (row["atypical_count"], row["system"]) == ("", str(Stub.system))
+    assert not (out / "0.png/report.html").exists()
+    calls = []
+    real = Stub.classify_figures
+    monkeypatch.setattr(Stub, "classify_figures", lambda *each: calls.append(each) or real(*each))
+    assert commands.main([*command, "--atypical"]) == 0
+    counted = rows(out)["0.png"]
+    assert (counted["status"], counted["atypical_count"], counted["atypical"]) == ("done before", "1", "")
+    assert {**counted, "atypical_count": "", "system": "", "seconds": ""} == {
+        **row,
+        "status": "done before",
+        "system": "",
+        "seconds": "",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr("midog.predict.open_slide", None)  # as it is known, no slide is opened
+        assert commands.main([*command, "--atypical"]) == 0
+    assert rows(out)["0.png"] == counted
+    assert commands.main([*command, "--atypical", "--report"]) == 0
+    drawn = (out / "0.png/report.html").stat().st_mtime_ns
+    assert {**rows(out)["0.png"], "seconds": ""} == {**counted, "seconds": ""}
+    assert (out / "0.png/thumbnail.jpg").exists()
+    assert len(calls) == 2  # without and with report
+    assert commands.main([*command, "--atypical", "--report"]) == 0
+    assert (out / "0.png/report.html").stat().st_mtime_ns == drawn
+    about = json.loads((out / "0.png/about.json").read_text())
+    assert (about["counts"]["share"]["atypical"], about["reliability"]) == (1, [[0.9, 0.8, 60]])
+    new = {"counts", "drawn", "local_threshold", "reliability", "seconds", "size_px", "subtypes"}
+    (out / "0.png/about.json").write_text(json.dumps({key: about[key] for key in about.keys() - new}))  # of version 1.7
+    assert commands.main(command) == 0
+    assert {**rows(out)["0.png"], "seconds": ""} == {**row, "status": "done before", "seconds": ""}
+
+
+def test_a_report_that_was_not_finished_is_drawn_though_an_older_one_is_there(images, stub, tmp_path, monkeypatch):
+    only, out = images / "0.png", tmp_path / "out"
+    command = ["predict", str(only), "--out", str(out), "--report", "--mpp"]
+    assert commands.main([*command, ".25"]) == 0
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("midog.report.draw.draw", killed)
+        with pytest.raises(Killed):
+            commands.main([*command, ".5"])
+    assert not (out / "0.png/report.html").exists()
+    assert commands.main([*command, ".5"]) == 0
+    assert rows(out)["0.png"]["status"] == "done before"
+    assert "0.5" in re.search("Resolution</dt>.*", (out / "0.png/report.html").read_text())[0]
+
+
+def test_a_local_threshold_decides_and_binds_the_result(images, stub, tmp_path, capfd):
+    only, out, path = images / "0.png", tmp_path / "out", tmp_path / "local_threshold.json"
+    found = local_threshold.find([0.9] * 30, range(30), [False] * 30, system="stub", version="1")
+    found = msgspec.structs.replace(found, threshold=0.95, shift=shift_to_half(0.95))
+    path.write_text(json.dumps(msgspec.to_builtins(found)))
+    command = ["predict", str(only), "--out", str(out), "--mpp", ".25"]
+    assert commands.main(command) == 0
+    for status in ("done", "done before"):
+        assert commands.main([*command, "--local-threshold", str(path)]) == 0
+        assert (rows(out)["0.png"]["status"], rows(out)["0.png"]["figures"]) == (status, "0")
+    (point,) = json.loads((out / "0.png" / POINTS).read_text())["points"]
+    assert point["probability"] == pytest.approx(float(sigmoid(logit(0.9) + found.shift)), abs=1e-12)
+    assert point["point"] == pytest.approx([9 * 0.00025, 8 * 0.00025, 0])
+    about = json.loads((out / "0.png/about.json").read_text())
+    assert (about["local_threshold"]["threshold"], about["reliability"]) == (found.threshold, [])
+    assert commands.main(command) == 0
+    assert (rows(out)["0.png"]["status"], rows(out)["0.png"]["figures"]) == ("done", "1")
+    path.write_text(path.read_text().replace('"stub"', '"other"'))
+    capfd.readouterr()
+    assert commands.main([*command, "--local-threshold", str(path)]) == 1
+    assert "the threshold of other, weights 1" in capfd.readouterr().err
 
 
 def test_an_image_is_known_by_its_ends(tmp_path):
@@ -350,6 +497,8 @@ def test_a_killed_worker_loses_only_its_own_image(images, model, tmp_path, monke
         killer.join(5)
     assert killed
     assert {row["status"] for row in rows(tmp_path / "there").values()} == {"done"}
+    tables = [[{**row, "seconds": ""} for row in rows(tmp_path / place).values()] for place in ("here", "there")]
+    assert tables[0] == tables[1]
     for number in range(6):  # a worker has other threads than this process, which moves the last digit
         here, there = (
             json.loads((tmp_path / place / f"{number}.png/{POINTS}").read_text()) for place in ("here", "there")
@@ -385,11 +534,6 @@ def test_a_system_that_was_written_anew_is_loaded_anew(model, tmp_path):
     path = tmp_path / "random/model.yaml"
     path.write_text(path.read_text().replace("version: '0'", "version: '1.1'"))
     assert load("random", model=tmp_path).system.version == "1.1"
-
-
-def test_atypical_is_part_of_a_report(images, model, tmp_path, capfd):
-    assert predict(images, tmp_path / "out", model, "--atypical") == 1
-    assert "--atypical: is shown in the report; give --report too" in capfd.readouterr().err
 
 
 @pytest.fixture

@@ -94,7 +94,8 @@ class Reader:
 
     def counts(self):
         """Of the reader: figures, in the hotspot, not sure."""
-        return [self.text(f"by-reader-{name}") for name in ("figures", "hotspot", "unsure")]
+        unsure = re.search(r"(\d+) not sure", self.text("changes"))
+        return [*(self.text(f"by-reader-{name}") for name in ("whole", "hotspot")), unsure[1] if unsure else "–"]
 
     def place(self, x, y):
         """Where a px of the slide is in the window."""
@@ -132,10 +133,10 @@ def opened(chromium):
 def test_a_reader_looks_corrects_and_gives_it_back(opened, result, page_path, tmp_path, capfd):
     reader = opened(page_path)
     assert reader.counts() == ["7", "4", "–"]
-    left = reader.page.evaluate("reader.state.summary().hotspot.left")
+    left = reader.page.evaluate("reader.state.summary().hotspot.window.left")
 
     reader.press("n")
-    assert reader.text("current") == "No. 1, probability 0.990"
+    assert reader.text("current") == "No. 1, score 0.990"
     frame = reader.page.locator("#viewer").bounding_box()
     middle = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
     assert reader.place(*HERE[0]) == pytest.approx(middle, abs=1)
@@ -147,7 +148,9 @@ def test_a_reader_looks_corrects_and_gives_it_back(opened, result, page_path, tm
 
     reader.press("r", "n", "r")
     assert reader.counts() == ["5", "3", "–"]
-    assert reader.page.evaluate("reader.state.summary().hotspot.left") > left + 1e6  # over there, by more than a mm
+    assert (
+        reader.page.evaluate("reader.state.summary().hotspot.window.left") > left + 1e6
+    )  # over there, by more than a mm
     reader.page.locator('.thumb[data-number="4"]').click()
     reader.press("0", "+")
     reader.click(*MISSED)
@@ -165,13 +168,13 @@ def test_a_reader_looks_corrects_and_gives_it_back(opened, result, page_path, tm
     assert "7 by the system, 6 by the reader, 5 both; refused 2, added 1, moved 0, not sure 0; hotspot 4 -> 4" in said
     assert "mitotic figures 6, hotspot 4 in 2.37 mm2" in said
     rows = list(csv.DictReader((tmp_path / "final/figures.csv").open()))
-    for column in ("number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "origin", "note"):
+    for column in ("number", "name", "score", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "origin", "note"):
         assert [row[column] for row in rows] == [row[column] for row in table], column
     windows = [json.loads(text)["features"][-1] for text in (review, (final.parent / "figures.geojson").read_text())]
     assert windows[0] == windows[1]
 
     again = opened(final)  # system against reader, and still to be corrected
-    assert again.page.locator(".counts td:nth-child(2)").first.inner_text() == "7"
+    assert again.page.locator("tr:has(#by-reader-whole) td").first.inner_text() == "7"
     assert again.counts() == ["6", "4", "–"]
     again.press("n", "a")
     assert again.counts() == ["7", "4", "–"]
@@ -212,7 +215,7 @@ def test_refused_candidates_are_hidden_until_asked_for(opened, page_path):
     assert reader.text("current") == "No cell is chosen"
     reader.page.locator("#rejected").check()
     reader.click(*REFUSED[0])
-    assert reader.text("current") == "No. 8, probability 0.300"
+    assert reader.text("current") == "No. 8, score 0.300"
     reader.press("a")
     assert reader.counts()[0] == "8"
     reader.page.locator(".card").nth(8).wait_for()
@@ -254,22 +257,50 @@ def test_the_page_fits_a_phone(opened, page_path):
         assert box["x"] + box["width"] <= 420, name
     x, y = reader.place(*HERE[1])
     reader.page.touchscreen.tap(x, y)
-    assert reader.text("current") == "No. 2, probability 0.970"
+    assert reader.text("current") == "No. 2, score 0.970"
     reader.page.locator("#reject").tap()
     assert reader.counts()[0] == "6"
 
 
 def test_subtypes_are_corrected_where_they_were_asked(opened, tmp_path):
     slide = ArraySlide(np.full((600, 800, 3), 220, np.uint8))
-    found = Detections.of(np.tile([(200, 200), (400, 300)], 2), [0.9, 0.8], slide.um_per_px, slide.origin_mm)
-    classify = lambda slide, found: (found.with_atypical([0.9, 0.2]), "any")  # noqa: E731
-    reader = opened(write_report(slide, found, tmp_path, "a.tif", classify_figures=classify))
-    assert reader.text("share") == "Atypical: 1 of 2; 95 % interval 9 to 91 %"
-    reader.press("n", "n", "t")
-    assert reader.page.evaluate("[0, 1].map(i => reader.state.label(i))") == [ATYPICAL, ATYPICAL]
-    assert reader.text("share").startswith("Atypical: 2 of 2; 95 % interval 34 to 100")
-    reader.press("t", "p", "t")
-    assert reader.page.evaluate("[0, 1].map(i => reader.state.label(i))") == [NORMAL, NORMAL]
+    points = [(100 + 100 * (i % 5), 100 + 100 * (i // 5)) for i in range(20)]
+    found = Detections.of(np.tile(points, 2), np.linspace(0.9, 0.6, 20), slide.um_per_px, slide.origin_mm)
+    classify = lambda slide, found: (found.with_atypical([0.9] * 5 + [0.2] * 15), "any")  # noqa: E731
+    write_report(slide, found, tmp_path, "a.tif", classify_figures=classify)
+    reader = opened(tmp_path / "report.html")
+    assert reader.text("share") == "Atypical: 5 of 20, 25 %; 95 % interval 11 to 47 %"
+    reader.press("n", "n", "n", "n", "n", "n", "t")
+    assert reader.page.evaluate("[0, 5, 6].map(i => reader.state.label(i))") == [ATYPICAL, ATYPICAL, NORMAL]
+    assert reader.text("share") == "Atypical: 6 of 20, 30 %; 95 % interval 15 to 52 %"
+    reader.press("r")
+    assert reader.text("share") == "Atypical: 5 of 19; a share is not given below 20 figures"
+
+
+def test_what_lies_outside_the_areas_is_shown_and_does_not_count(opened, result, tmp_path):
+    def feature(name, left, top, right, bottom):
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        geometry = {"type": "Polygon", "coordinates": [corners]}
+        return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": name}}}
+
+    tumour, necrosis = feature("Tumor", 2000, 1500, 3000, 2400), feature("Exclude", 2550, 1950, 2700, 2100)
+    areas = tmp_path / "areas.geojson"
+    areas.write_text(json.dumps({"type": "FeatureCollection", "features": [tumour, necrosis]}))
+    reader = opened(report(result, tmp_path / "out", "--areas", str(areas)))
+    assert [reader.text(f"by-reader-{key}") for key in ("whole", "hotspot", "areas")] == ["6", "2", "2"]
+    reader.press("n")
+    assert "not counted here" in reader.text("about")
+    assert reader.page.locator(".card .verdict", has_text="not counted").count() == 5
+    reader.page.locator("tr:has(#by-reader-areas) button").press("Enter")
+    left, top = reader.place(2000, 1500)
+    right, bottom = reader.place(3000, 2400)
+    frame = reader.page.locator("#viewer").bounding_box()
+    assert (left + right) / 2 == pytest.approx(frame["x"] + frame["width"] / 2, abs=2)
+    assert (bottom - top) / frame["height"] > 0.7
+    reader.page.keyboard.press("+")
+    reader.click(*MISSED)
+    assert [reader.text(f"by-reader-{key}") for key in ("whole", "hotspot", "areas")] == ["7", "3", "3"]
+    assert reader.errors == []
 
 
 def test_what_midog_view_saved_meanwhile_is_not_overwritten(opened, result):
@@ -288,6 +319,7 @@ def test_what_midog_view_saved_meanwhile_is_not_overwritten(opened, result):
         server = started.get(timeout=10)
         try:
             reader = opened(server.url)
+            playwright.expect(reader.page.locator("#tissue")).to_have_text(re.compile(r"[\d.]+ mm²"))
             reader.press("n", "r")
             playwright.expect(reader.page.locator("#saved")).to_have_text("saved beside the result")
             path = result.parent / "reviewed.geojson"
@@ -337,7 +369,8 @@ def test_ten_thousand_marks_are_fluid(opened, tmp_path, monkeypatch):
     slide = ArraySlide(pixels, (1.0, 1.0))
     points = np.tile(random.uniform(0, 1, (10_644, 2)) * slide.size, 2)
     found = Detections.of(points, random.uniform(0.2, 1, len(points)), slide.um_per_px, slide.origin_mm)
-    reader = opened(write_report(slide, found, tmp_path, "a.tif"))
+    write_report(slide, found, tmp_path, "a.tif")
+    reader = opened(tmp_path / "report.html")
     reader.page.locator("#rejected").check()
     reader.page.wait_for_timeout(1500)  # until the gallery is painted
     centre = "String(reader.viewer.map.getCenter())"

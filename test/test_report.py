@@ -13,8 +13,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
 from midog import __main__ as commands
@@ -23,16 +26,29 @@ from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, Detect
 from midog.errors import UserError
 from midog.images.resolution import ASSUMED, GIVEN, Resolution
 from midog.images.slide import Slide, open_slide
-from midog.report.canvas import HEADER, HOTSPOT_COLOUR, scale_bar
+from midog.images.tissue import tissue_mask
+from midog.report.areas import Areas
+from midog.report.canvas import (
+    AREA_COLOUR,
+    EXCLUDED_COLOUR,
+    HEADER,
+    HOTSPOT_COLOUR,
+    NOT_COUNTED,
+    RING_COLOURS,
+    TISSUE_COLOUR,
+    scale_bar,
+)
 from midog.report.contact_sheet import write_contact_sheets
-from midog.report.density import density_map, scale_top
+from midog.report.counts import count
+from midog.report.density import COLOUR_SCALE, density_picture, field_map, scale_top
 from midog.report.draw import draw
-from midog.report.export import candidates_geojson, figures_csv, figures_geojson
+from midog.report.export import candidates_geojson, counts_csv, figures_csv, figures_geojson
 from midog.report.gallery import CROP, MAX_CROPS, cut_crops, gallery
 from midog.report.hotspot import Hotspot
+from midog.report.hotspot_picture import hotspot_picture
+from midog.report.intervals import wilson_interval
 from midog.report.overlay import LONGEST_SIDE, MAX_LABELS, outside_warning, overlay
-from midog.report.page import LEAFLET, NAMES, write_report
-from midog.report.proportion import wilson_interval
+from midog.report.page import HOTSPOT_PICTURE, LEAFLET, NAMES, write_report
 
 REGION = next((ROOT / "test/input/track1/images").glob("*/*.tif*"))
 EXPECTED = ROOT / "test/expected/track1/mitotic-figures.json"
@@ -64,14 +80,20 @@ def found_on(slide, points, probabilities, **more):
     )
 
 
-def picture_of(slide, points, probabilities, hotspot=None, title="a.tif"):
-    return overlay(slide, slide.overview(LONGEST_SIDE), found_on(slide, points, probabilities), hotspot, title)
+def picture_of(slide, points, probabilities, hotspot=None, title="a.tif", areas=None):
+    view, found = slide.overview(LONGEST_SIDE), found_on(slide, points, probabilities)
+    tissue = tissue_mask(slide, view)
+    return overlay(slide, view, found, hotspot, title, tissue, count(slide, found, tissue, areas), areas)
 
 
 def marked(picture, name):
     """Where a ring's colour is in the picture, below the header: left, top, right, bottom."""
+    return coloured(picture, RING_COLOURS[name])
+
+
+def coloured(picture, colour):
     below = np.asarray(picture)[HEADER:]
-    rows, columns = np.nonzero((below == ImageColor.getrgb(COLOURS[name])).all(-1))
+    rows, columns = np.nonzero((below == ImageColor.getrgb(colour)).all(-1))
     return None if len(rows) == 0 else (columns.min(), rows.min(), columns.max(), rows.max())
 
 
@@ -133,17 +155,56 @@ def test_labels_stand_inside_the_picture_and_only_where_they_are_few():
 def test_the_hotspot_is_drawn_where_it_lies():
     slide = PlainSlide((1000, 800), (0.25, 0.25), (0, 0))
     window = Hotspot(25_000, 50_000, 100_000, 75_000, 3)  # 100, 200 px; 400 x 300 px
-    picture = np.asarray(picture_of(slide, [], [], window))[HEADER:]
-    rows, columns = np.nonzero((picture == ImageColor.getrgb(HOTSPOT_COLOUR)).all(-1))
-    edges = columns.min(), rows.min(), columns.max(), rows.max()
-    assert edges == pytest.approx((100, 200, 500, 500), abs=2)
+    assert coloured(picture_of(slide, [], [], window), HOTSPOT_COLOUR) == pytest.approx((100, 200, 500, 500), abs=2)
+
+
+def test_the_edge_of_the_tissue_and_what_a_reader_drew():
+    """Of 1000 x 800 px the left half is tissue; counted in x 100 to 600, of which x 200 to 300 is excluded."""
+
+    class HalfGlass(PlainSlide):
+        def overview(self, longest_side):
+            view = super().overview(longest_side)
+            view[:, view.shape[1] // 2 :] = 240
+            return view
+
+    slide = HalfGlass((1000, 800), (1, 1), (0, 0))
+
+    def box(left, right):
+        return shapely.box(left * 1000, 100_000, right * 1000, 700_000)
+
+    areas = Areas(("here",), (box(100, 600),), box(200, 300), (1_000_000, 800_000))
+    picture = picture_of(slide, [(150, 400), (250, 400), (800, 400)], [0.9, 0.8, 0.7], areas=areas)
+    left, top, right, bottom = coloured(picture, TISSUE_COLOUR)
+    assert (left, right) == pytest.approx((500, 500), abs=8)  # a cell of the mask
+    assert (top, bottom) == (0, 799)
+    assert coloured(picture, AREA_COLOUR) == pytest.approx((100, 100, 600, 700), abs=2)
+    assert coloured(picture, EXCLUDED_COLOUR) == pytest.approx((200, 100, 300, 700), abs=4)  # below the other line
+    assert marked(picture, NOT_COUNTED) == pytest.approx((250 - 12, 388, 800 + 12, 412), abs=2)
+    assert coloured(picture_of(slide, [], []), AREA_COLOUR) is None
+
+
+def test_the_hotspot_at_10x_has_its_figures_where_they_lie(monkeypatch):
+    monkeypatch.setattr("midog.report.overlay.MAX_LABELS", 0)
+    slide = PlainSlide((4000, 3000), (0.25, 0.5), (0, 0))  # 1000 x 1500 um
+    found = found_on(slide, [(1000, 500), (3990, 2000), (1200, 600), (1400, 600)], [0.9, 0.8, 0.7, 0.3])
+    counted = np.array([True, True, False, True])
+    window = Hotspot(200_250, 100_500, 400_000, 300_000, 1)
+    picture = hotspot_picture(slide, found, window, "a.tif", counted)
+    assert picture.height == HEADER + 300
+    left, top, right, bottom = marked(picture, FIGURE)  # at 250, 250 um of the slide
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((250.125 - 200.75, 250.25 - 101), abs=1)
+    assert right - left == pytest.approx(25, abs=2)  # one ring
+    assert slide.read_px == 0  # `shrunk` reads the window alone
 
 
 def test_a_huge_slide_with_many_candidates_takes_bounded_memory():
     slide = PlainSlide((200_000, 150_000), (0.25, 0.25), (0, 0))
     points = np.random.default_rng(0).uniform(0, 150_000, (5_000, 2))
+    view, found = slide.overview(LONGEST_SIDE), found_on(slide, points, np.linspace(0, 1, len(points)))
+    tissue = tissue_mask(slide, view)
+    counts = count(slide, found, tissue)
     tracemalloc.start()
-    picture = picture_of(slide, points, np.linspace(0, 1, len(points)))
+    picture = overlay(slide, view, found, None, "a.svs", tissue, counts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert picture.size == (2000, HEADER + 1500)
@@ -171,18 +232,46 @@ def test_a_result_of_another_image_is_noticed():
     assert outside_warning(slide, found_on(slide, [(10, 10), (10, 310)], [0.9, 0.2]), "a.tif") is None
 
 
-def test_the_density_of_figures_is_what_was_counted():
-    assert density_map(np.zeros((0, 2)), (3, 2)).max() == 0
-    size = np.array([4.0, 2.0])
-    middle = density_map(np.array([[2.0, 1.0]] * 5), size)
-    assert middle.shape == (200, 400)
-    assert middle.sum() * 8 / middle.size == pytest.approx(5, rel=1e-3)
-    assert middle.max() == pytest.approx(5 / (2 * np.pi * 0.2**2), rel=0.01)
-    assert np.unravel_index(middle.argmax(), middle.shape) == pytest.approx((100, 200), abs=1)
-    places = (np.stack(np.meshgrid(np.arange(40), np.arange(20)), -1).reshape(-1, 2) + 0.5) / 10
-    even = density_map(places, size)  # 100 a mm2, up to the edges
-    np.testing.assert_allclose(even, 100, rtol=0.03)
-    assert [scale_top(np.array([most])) for most in (0, 0.13, 7.1, 10, 121)] == pytest.approx([1, 0.15, 8, 10, 150])
+def test_the_density_is_what_a_round_field_around_the_place_holds():
+    """A grid of 1/64 mm a cell, of which nothing is rounded; 3, 4 and 5 cells are the sides of a triangle."""
+    size, cell = (6.25, 3.125), 1 / 64
+    assert field_map(np.zeros((0, 2)), size, 0.5).shape == (200, 400)
+    centre = (np.array([[100, 50]]) + 0.5) * cell
+    field = field_map(centre, size, 10 * cell)  # a radius of 5 cells
+    rows, columns = np.indices(field.shape)
+    np.testing.assert_array_equal(field, (rows - 50) ** 2 + (columns - 100) ** 2 <= 25)
+    assert field[53, 104] == field[50, 105] == 1  # on its edge
+    assert field[53, 105] == field[50, 106] == 0
+    corners = np.array([(0, 0), size, (-cell, 0), (0, 3.125 + cell)])  # the last two are outside the image
+    quarters = field_map(np.concatenate([corners, centre, centre]), size, 10 * cell)
+    assert [quarters[0, 0], quarters[-1, -1], quarters[-1, 0], quarters[50, 100]] == [1, 1, 0, 2]
+    assert [scale_top(np.array([most], np.int32)) for most in (0, 1, 7, 10, 11, 121)] == [1, 1, 8, 10, 15, 150]
+
+
+places_mm = st.tuples(st.floats(-0.1, 2.1), st.floats(-0.1, 1.1))
+
+
+@given(st.lists(places_mm, max_size=9), st.floats(0.01, 3))
+@settings(max_examples=25, deadline=None)
+def test_the_density_is_a_count(places, diameter):
+    """Of random fields, at every fifth cell; on its very edge either answer is right."""
+    places, size = np.reshape(places, (-1, 2)), np.array([2.0, 1.0])
+    field = field_map(places, size, diameter)[::5, ::5]
+    inside = places[((places >= 0) & (places <= size)).all(axis=1)]
+    rows, columns = np.indices(field.shape)
+    centres = (np.stack([columns, rows], axis=-1) * 5 + 0.5) / 200
+    away = np.linalg.norm(centres[..., None, :] - inside, axis=-1)
+    low, high = ((away <= diameter / 2 + room).sum(axis=-1) for room in (-1e-9, 1e-9))
+    assert ((low <= field) & (field <= high)).all()
+
+
+def test_glass_is_not_painted():
+    view = np.full((100, 200, 3), 255, np.uint8)
+    tissue = np.zeros((10, 20), bool)
+    tissue[:, :10] = True
+    picture = np.asarray(density_picture(view, 10, np.full((50, 100), 3, np.int32), 0.55, "a.tif", tissue))
+    assert (picture[HEADER:, :98] == ImageColor.getrgb(COLOUR_SCALE[-1])).all()
+    assert (picture[HEADER:, 102:200] == 255).all()
 
 
 def test_the_gallery_cuts_the_most_probable_and_reads_nothing_else(tmp_path):
@@ -191,7 +280,7 @@ def test_the_gallery_cuts_the_most_probable_and_reads_nothing_else(tmp_path):
     crops = cut_crops(slide, found)
     assert len(crops) == MAX_CROPS
     assert slide.read_px <= MAX_CROPS * 48 * 48  # 24 um
-    sheet = gallery(crops, found, "a.svs")
+    sheet = gallery(crops, found, "a.svs", found.accepted)
     assert sheet.size == (1120, 64 + 40 * 164)
 
 
@@ -217,14 +306,19 @@ def test_csv_and_geojson_hold_every_candidate():
     rows = list(csv.DictReader(io.StringIO(figures_csv(found, in_hotspot, True, resolution))))
     assert [row["name"] for row in rows] == [ATYPICAL, NORMAL, REJECTED]
     first = [*rows[0].values()]
-    assert [*rows[0]][:9] == [
-        *("number", "name", "probability", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical")
+    assert [*rows[0]][:10] == [
+        *("number", "name", "score", "share_on_validation", "x_px", "y_px", "x_mm", "y_mm", "in_hotspot", "p_atypical")
     ]
-    assert first[:9] == ["1", ATYPICAL, "0.900000", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
+    assert first[:10] == ["1", ATYPICAL, "0.900000", "", "100.00", "200.00", "1.025000", "2.100000", "1", "0.750000"]
     assert all(row["um_per_px"] == "0.25 x 0.5" and row["um_per_px_source"] == "assumed" for row in rows)
     assert [row["in_hotspot"] for row in rows] == ["1", "0", "1"]
     assert rows[2]["p_atypical"] == ""
     assert "p_atypical" not in figures_csv(found, in_hotspot, False, resolution)
+    reliability = ((0.34, 0.2, 70), (0.93, 0.8125, 60))
+    table = figures_csv(found, in_hotspot, False, resolution, None, np.array([True, False, True]), reliability)
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [row["share_on_validation"] for row in rows] == ["0.8125", "", "0.2000"]
+    assert [row["counted"] for row in rows] == ["1", "0", "1"]
 
     collection = json.loads(figures_geojson(slide, found, Hotspot(0, 0, 500_000, 400_000, 1)))
     assert set(collection) == {"type", "features"}
@@ -237,12 +331,12 @@ def test_csv_and_geojson_hold_every_candidate():
             "objectType": "detection",
             "name": "2",
             "classification": {"name": NORMAL, "color": [255, 225, 26]},
-            "measurements": {"probability": 0.8, "P(atypical)": 0.25},
+            "measurements": {"score": 0.8, "P(atypical)": 0.25},
         },
     }
     assert [point["properties"]["classification"]["name"] for point in points] == [ATYPICAL, NORMAL]
     (refused,) = json.loads(candidates_geojson(slide, found))["features"]  # apart, so that QuPath counts figures alone
-    assert refused["properties"]["measurements"] == {"probability": 0.3}
+    assert refused["properties"]["measurements"] == {"score": 0.3}
     assert (refused["properties"]["name"], refused["properties"]["classification"]["name"]) == ("3", REJECTED)
     assert window["properties"]["objectType"] == "annotation"
     assert window["geometry"]["coordinates"] == [[[0, 0], [2000, 0], [2000, 800], [0, 800], [0, 0]]]
@@ -253,6 +347,26 @@ def test_csv_and_geojson_hold_every_candidate():
     *points, window = collection["features"]
     assert points[1]["geometry"]["coordinates"] == [2000.75, 0.5]
     assert window["geometry"]["coordinates"][0][2] == [1000, 790]
+
+
+def test_counts_by_hand():
+    """500 x 400 um: smaller than every window, and than a field."""
+    slide = PlainSlide((2000, 800), (0.25, 0.5), (0, 0))
+    found = found_on(slide, [(100, 200), (1000, 300)], [0.9, 0.3])
+    counts = count(slide, found, tissue_mask(slide, slide.overview(LONGEST_SIDE)))
+    hotspot, _, fields, whole = csv.DictReader(io.StringIO(counts_csv(counts, slide)))
+    assert {name: hotspot[name] for name in ("figures", "low_95", "high_95", "reached", "asked_mm2", "area_mm2")} == {
+        "figures": "1",
+        "low_95": "0.025",
+        "high_95": "5.572",
+        "reached": "0",
+        "asked_mm2": "2.370000",
+        "area_mm2": "0.200000",
+    }
+    place = [hotspot[name] for name in ("left_px", "top_px", "right_px", "bottom_px")]
+    assert place == ["0.00", "0.00", "2000.00", "800.00"]
+    assert (fields["area_mm2"], fields["per_mm2"], fields["left_px"]) == ("0.000000", "", "")
+    assert (whole["asked_mm2"], whole["per_mm2"], whole["per_mm2_tissue"]) == ("", "5.000000", "5.000000")
 
 
 def write_scn(path, pixels, corner, size):
@@ -343,7 +457,8 @@ def browser(tmp_path_factory):
 
 
 def written(slide, points, probabilities, folder, **more):
-    return write_report(slide, found_on(slide, points, probabilities), folder, "<a> & b.svs", **more)
+    write_report(slide, found_on(slide, points, probabilities), folder, "<a> & b.svs", **more)
+    return folder / "report.html"
 
 
 def test_the_page_says_what_is_known_and_nothing_a_name_holds_is_markup(tmp_path):
@@ -362,7 +477,6 @@ def test_the_page_says_what_is_known_and_nothing_a_name_holds_is_markup(tmp_path
     assert "<a>" not in page
     assert "sztu &lt;b&gt;, weights 1" in page
     assert "s &amp; t" in page
-    assert "1 of 2; 95 % interval 9 to 91" in page
 
 
 def text_of(dom, identifier):
@@ -373,7 +487,7 @@ def test_the_page_of_twenty_thousand_candidates_opens_fast_and_is_small(browser,
     monkeypatch.setattr("midog.report.page.PIXEL_BYTES", 1_000_000)
     slide = PlainSlide((100_000, 80_000), (0.25, 0.25), (0, 0))
     path = written(slide, *many(20_000, slide.size), tmp_path, system="sztu_small, weights 0.9")
-    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(NAMES)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([*NAMES, HOTSPOT_PICTURE])
     assert path.stat().st_size < 6e6
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     dom = browser(path, "--dump-dom")
@@ -397,7 +511,7 @@ def test_the_page_shows_and_recounts(browser, tmp_path, caplog):
     slide = PlainSlide((20_000, 16_000), (0.25, 0.25), (0, 0))
     points = [(4000, 4000), (4400, 4200), (4800, 4100), (15_000, 12_000), (9000, 9000)]
     path = written(slide, points, [0.95, 0.85, 0.6, 0.7, 0.3], tmp_path)
-    assert caplog.messages[0] == "mitotic figures 4, hotspot 3 in 2.37 mm2"
+    assert caplog.messages[0] == "mitotic figures 4, hotspot 3 in 2.37 mm2, tissue 20 of 20 mm2"
     page = path.read_text()
     moved = (
         "const moved = document.getElementById('threshold'); moved.value = .8; moved.dispatchEvent(new Event('input'));"
@@ -406,7 +520,7 @@ def test_the_page_shows_and_recounts(browser, tmp_path, caplog):
         page.replace("document.body.dataset.readyMs", f"{moved} document.body.dataset.ms")
     )
     dom = browser(tmp_path / "moved.html", "--dump-dom")
-    assert "2 mitotic figures · 0.1 per mm² · 2 in the hotspot (" in text_of(dom, "recount")
+    assert "2 mitotic figures (0.1 per mm² of tissue) · 2 in the hotspot (" in text_of(dom, "recount")
     assert text_of(dom, "value") == "0.80"
     assert dom.count('class="thumb accepted"') == 2
 
@@ -462,9 +576,9 @@ def test_track_1_and_track_2_in_one_command(accepted, tmp_path, capfd):
     names = [feature["properties"]["classification"]["name"] for feature in features]
     assert names[:4] == [row["name"] for row in rows[:4]]
     assert set(names[:4]) <= {ATYPICAL, NORMAL}
-    atypical = sum(value >= 0.5 for value in values)
     page = (out / "report.html").read_text()
-    assert f"{atypical} of 4; 95 % interval" in page
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["atypical"] == [*values, *[None] * (len(rows) - 4)]
     assert "hand-made, weights 7" in page
 
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
@@ -16,6 +17,7 @@ from midog.detections import ATYPICAL, COLOURS, FIGURE, NORMAL, REJECTED, UNSURE
 from midog.errors import UserError
 from midog.files import sha256_of
 from midog.images.slide import Slide
+from midog.report.areas import Areas
 from midog.report.export import agreement_csv, candidates_geojson, figures_csv, figures_geojson
 from midog.report.hotspot import Hotspot
 from midog.report.review import FIGURES, VERDICTS, apply, classify_others, read_review
@@ -74,7 +76,7 @@ def read(tmp_path, content, slide, found, any_image=False):
 def test_a_review_by_hand(tmp_path, slide, found):
     """The first left, the second moved and open to its reader, the third deleted, the fourth accepted, one added."""
     features = [
-        mark(PLACES[0], "1", FIGURE, {"probability": 0.9}, origin="system"),
+        mark(PLACES[0], "1", FIGURE, {"probability": 0.9}, origin="system"),  # as 1.7 wrote it, now "score"
         mark((2004.5, 900), "2", UNSURE, origin="system", note="=blurred, or pyknotic"),
         mark(PLACES[3], "4", ATYPICAL, origin="system"),
         mark((50.5, 60), "a1", NORMAL, origin="reader"),
@@ -103,9 +105,9 @@ def test_a_review_by_hand(tmp_path, slide, found):
     )
     assert [row["name"] for row in rows] == names
     assert [row["number"] for row in rows] == corrected.numbers
-    assert [row["probability"] for row in rows] == ["0.900000", "0.800000", "0.700000", "0.300000", ""]
+    assert [row["score"] for row in rows] == ["0.900000", "0.800000", "0.700000", "0.300000", ""]
     assert {row["p_atypical"] for row in rows} == {""}  # the reader measured none
-    assert [*rows[4]][9:11] == ["origin", "note"]
+    assert [*rows[4]][10:12] == ["origin", "note"]
     assert rows[1]["note"] == "'=blurred, or pyknotic"  # no formula for a spreadsheet
     (row,) = csv.DictReader(io.StringIO(agreement_csv(corrected.agreement)))
     assert (row["system"], row["both"], row["not_sure"], row["hotspot_reader"]) == ("3", "1", "1", "3")
@@ -194,6 +196,19 @@ def test_the_nearest_within_7_5_um_is_the_candidate_each_once(tmp_path, slide):
     assert review.candidates.tolist() == [1, 0, 2, -1]
     agreement = apply(slide, found, review).agreement
     assert (agreement.both, agreement.moved, agreement.refused, agreement.added) == (3, 3, 1, 1)
+
+
+def test_what_both_count_lies_in_the_areas(tmp_path, slide, found):
+    """The upper half: the first is left, the second moved out of it, the third outside, one added in it, one not."""
+    areas = Areas((), (), shapely.box(0, 600_000, 1_000_000, 1_500_000), (1_000_000, 1_500_000))  # nm
+    marks = [(PLACES[0], "1", FIGURE), ((2000.5, 2000), "2", FIGURE), (PLACES[2], "3", FIGURE)]
+    marks += [(PLACES[3], "4", UNSURE), ((1200, 300), "a1", FIGURE), ((1200, 2900), "a2", FIGURE)]
+    agreement = apply(
+        slide, found, read(tmp_path, reviewed([mark(*each) for each in marks]), slide, found), areas
+    ).agreement
+    assert str(agreement) == (
+        "2 by the system, 2 by the reader, 1 both; refused 1, added 1, moved 0, not sure 0; hotspot 2 -> 2"
+    )
 
 
 def test_a_subtype_of_the_reader_is_not_classified_again(tmp_path, slide, found):

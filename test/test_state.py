@@ -14,6 +14,7 @@ from midog.images.slide import Slide
 from midog.report.export import figures_geojson
 from midog.report.hotspot import LONG_NM, SHORT_NM, find_hotspot, places_nm
 
+SIDES = LONG_NM, SHORT_NM
 SIZE, UM_PER_PX, CORNER = (16_000, 12_000), (0.25, 0.5), (300, 70)  # 4 x 6 mm
 # Three in the upper left corner, four in the lower right one, one alone; the last two are refused.
 X = [33.3, 900.0, 1000.25, 12_000.0, 12_100.5, 13_000.0, 13_500.0, 8000.0, 1500.0, 5000.0]
@@ -32,9 +33,12 @@ DATA = {
     "p": P,
     "accepted": [1] * 8 + [0, 0],
     "atypical": [0.9, 0.2, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, None, None],
-    "areaMm2": 24.0,
-    "long": LONG_NM,
-    "short": SHORT_NM,
+    "protocols": [
+        {"key": "hotspot", "name": "Hotspot", "askedMm2": 2.37, "areaMm2": 2.37, "tissueMm2": 2, "sides": [*SIDES]},
+        {"key": "whole", "name": "Whole image", "askedMm2": None, "areaMm2": 24, "tissueMm2": 16},
+    ],
+    "areas": {"excluded": [], "counted": [], "union": None},
+    "tissue": {"columns": 2, "rows": 3, "runs": [0, 1, 2, 3], "counted": None, "sizeUm": [4000, 6000], "mm2": 16},
     "colours": {
         "accepted": "#ffe11a",
         "atypical": "#ff5a1f",
@@ -49,7 +53,7 @@ COLUMNS = "x", "y", "p", "pAtypical", "system", "origin", "verdict", "subtype", 
 @pytest.fixture(scope="module")
 def engine():
     with MiniRacer() as engine:
-        for name in ("hotspot.js", "state.js"):
+        for name in ("hotspot.js", "counts.js", "state.js"):
             engine.eval((files("midog.report") / "templates" / name).read_text())
         yield engine
 
@@ -82,28 +86,30 @@ def python_hotspot(page):
 def agrees_with_python(page):
     shown = summary(page)
     found, inside, box = python_hotspot(page)
-    window = shown["hotspot"]
+    hotspot = shown["hotspot"]
+    window = hotspot["window"]
     assert [window[side] for side in ("left", "top", "width", "height", "count")] == [
         *(found.left, found.top, found.width, found.height, found.count)
     ]
-    assert (window["areaMm2"], window["perMm2"], window["box"]) == (found.area_mm2, found.density, box)
+    assert (hotspot["areaMm2"], hotspot["boxes"]) == (found.area_mm2, [box])
     assert shown["inHotspot"] == inside
     return shown
 
 
 def test_the_hotspot_follows_the_reader_and_undo_goes_all_the_way_back(page):
     before, start = columns(page), agrees_with_python(page)
-    assert (start["figures"], start["atypical"], start["unsure"], start["perMm2"]) == (8, 2, 0, 8 / 24)
-    assert start["hotspot"]["count"] == 4
-    assert start["hotspot"]["left"] > 2 * 10**6
+    assert (start["figures"], start["atypical"], start["classified"], start["unsure"]) == (8, 2, 8, 0)
+    assert [each["figures"] for each in start["protocols"]] == [4, 8]
+    assert start["protocols"][1]["perMm2Tissue"] == 8 / 16
+    assert start["hotspot"]["window"]["left"] > 2 * 10**6
     page("state.setVerdict(4, 'rejected'); state.setVerdict(5, 'unsure'); state.setNote(5, 'apoptotic?')")
     assert page("value = state.add(1200, 1000.5)") == 10
     moved = agrees_with_python(page)
-    assert (moved["figures"], moved["unsure"], moved["hotspot"]["count"]) == (7, 1, 4)
-    assert moved["hotspot"]["left"] == 0
+    assert (moved["figures"], moved["unsure"], moved["hotspot"]["figures"]) == (7, 1, 4)
+    assert moved["hotspot"]["window"]["left"] == 0
     page("state.setVerdict(8, 'accepted'); state.setSubtype(1, 'atypical'); state.move(2, 15000, 11000.25)")
     shown = agrees_with_python(page)
-    assert (shown["figures"], shown["atypical"], shown["hotspot"]["count"]) == (8, 3, 4)
+    assert (shown["figures"], shown["atypical"], shown["hotspot"]["figures"]) == (8, 3, 4)
     assert page("value = [1, 5, 4, 8, 10].map(i => state.label(i))") == [ATYPICAL, "not sure", REJECTED, FIGURE, FIGURE]
     assert page("value = [0, 3, 10].map(i => state.name(i))") == ["1", "4", "a1"]
     assert page("value = state.edits") == 6
@@ -117,7 +123,8 @@ def test_the_hotspot_follows_the_reader_and_undo_goes_all_the_way_back(page):
 def test_without_figures_there_is_no_hotspot(page):
     page("for (let i = 0; i < 8; i++) state.setVerdict(i, 'rejected')")
     shown = summary(page)
-    assert (shown["figures"], shown["perMm2"], shown["hotspot"], any(shown["inHotspot"])) == (0, 0, None, False)
+    assert (shown["figures"], shown["hotspot"], any(shown["inHotspot"])) == (0, None, False)
+    assert [each["figures"] for each in shown["protocols"]] == [0, 0]
     assert all(feature["geometry"]["type"] == "Point" for feature in page("value = state.toGeoJSON()")["features"])
 
 
@@ -136,6 +143,20 @@ def test_the_threshold_leaves_alone_what_the_reader_touched(page):
     assert page(figures) == [1, 2, 3, 4, 5, 6, 7, 9, 10]
     page("state.setThreshold(.9); state.setThreshold(null)")
     assert page(figures) == [1, 2, 3, 4, 5, 6, 7, 9, 10]
+
+
+def test_candidates_for_a_local_threshold_are_spread_around_the_operating_point(page):
+    chosen = "value = state.x.map((_, i) => i).filter(i => state.isForThreshold(i))"
+    page("state.setVerdict(2, 'accepted'); state.add(1, 2)")
+    assert page(chosen) == [0, 1, 3, 4, 5, 6, 7, 8, 9]  # not what was reviewed
+    for count, figures, ranks in ((500, 100, 200), (500, 3, 80), (30, 3, 30)):
+        flags = [int(row < figures) for row in range(count)]
+        columns = {"x": [5] * count, "y": [5] * count, "p": [0.5] * count, "atypical": [None] * count}
+        page(f"state = State.create({{...data, ...{json.dumps(columns | {'accepted': flags})}}})")
+        rows = page(chosen)
+        assert len(rows) == min(40, count)
+        assert 0 <= rows[0] < rows[-1] < ranks
+        assert max(np.diff(rows)) - min(np.diff(rows)) <= 1
 
 
 def test_geojson_is_what_qupath_reads(page):
@@ -159,7 +180,7 @@ def test_geojson_is_what_qupath_reads(page):
             "objectType": "detection",
             "name": "2",
             "classification": {"name": NORMAL, "color": [255, 225, 26]},
-            "measurements": {"probability": 0.95, "P(atypical)": 0.2},
+            "measurements": {"score": 0.95, "P(atypical)": 0.2},
             "metadata": {"origin": "system", "system": FIGURE, "moved_from": "600.5, 731", "reviewed": "yes"},
         },
     }
@@ -275,7 +296,7 @@ def test_csv_leaves_who_and_when_to_the_reader_and_computes_nothing(page):
     assert rows[0] == {
         "number": "1",
         "name": ATYPICAL,
-        "probability": "0.990000",
+        "score": "0.990000",
         "p_atypical": "0.900000",
         "x_px": "33.30",
         "y_px": "120.00",
@@ -287,4 +308,4 @@ def test_csv_leaves_who_and_when_to_the_reader_and_computes_nothing(page):
         "reviewed_by": "",
         "reviewed_at": "",
     }
-    assert (rows[9]["name"], rows[10]["probability"], rows[10]["origin"]) == ("not sure", "", "reader")
+    assert (rows[9]["name"], rows[10]["score"], rows[10]["origin"]) == ("not sure", "", "reader")

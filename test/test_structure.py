@@ -14,7 +14,7 @@ FLOORS = (  # from the ground up; an import points down, or to its own room
     {"engine"},
     {"run"},
     {"evaluation", "report"},
-    {"predict", "serve", "view"},
+    {"check", "predict", "serve", "view"},
     {"__main__", "__init__", "inference"},
     {"resources"},
     {"resources.data"},

@@ -133,7 +133,8 @@ def test_page_tiles_and_review_are_served_to_one_browser_alone(result, monkeypat
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
-        slide, found, title, system, notices, identity, result_sha256, start = shown[0]
+        slide, found, title, system, notices, reliability, identity, result_sha256, start = shown[0]
+        assert reliability == ()
         assert (slide.size, slide.um_per_px, title, system) == (SIZE, UM_PER_PX, "slide.png", "a, weights 1")
         assert notices == []
         assert found.accepted.tolist() == [True, False]
@@ -380,6 +381,8 @@ def test_a_slide_without_pyramid_is_shown_where_it_can_be(monkeypatch):
     with pytest.raises(view.RefusalError, match="ask again"):
         tiles.get(1, 0, 0)
     assert tiles.get(0, 0, 0)
+    with pytest.raises(view.RefusalError, match="ask again"):
+        tiles.tissue()
     read.set()
     monkeypatch.setattr(view, "PATIENCE", 10)
     for place, value in (((1, 0, 0), 160), ((1, 1, 0), 80), ((2, 0, 0), 160)):
@@ -390,8 +393,13 @@ def test_a_slide_without_pyramid_is_shown_where_it_can_be(monkeypatch):
         def shrunk(self, *_):
             raise UserError("a.tif: damaged")
 
-    with pytest.raises(UserError, match=r"a\.tif: damaged"):
-        view.Tiles(Damaged(pixels)).get(1, 0, 0)
+        def overview(self, longest_side):
+            return self.shrunk()
+
+    damaged = view.Tiles(Damaged(pixels))
+    for asked in (lambda: damaged.get(1, 0, 0), damaged.tissue):
+        with pytest.raises(UserError, match=r"a\.tif: damaged"):
+            asked()
 
 
 def test_the_image_of_a_result_is_found_or_asked_for(result, tmp_path, caplog):

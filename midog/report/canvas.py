@@ -5,21 +5,27 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from midog.detections import COLOURS, FIGURE
+from midog.detections import COLOURS, FIGURE, REJECTED, UNSURE
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 HOTSPOT_COLOUR = "#00a878"
+TISSUE_COLOUR = "#111827"
+AREA_COLOUR = "#00b4d8"
+EXCLUDED_COLOUR = "#dc2626"
+NOT_COUNTED = "not counted"  # a figure where it is not counted
 SOFT = "#555555"  # of text that explains
 DOUBT = "#b91c1c"  # of text that limits what a result means
 SMALL_FONT, TEXT_FONT, TITLE_FONT = 12, 14, 18  # px
 MARGIN = 8  # px
 HEADER = 64  # px above the view
+MIN_RADIUS = {FIGURE: 6, REJECTED: 3, UNSURE: 6, NOT_COUNTED: 6}  # px of a ring, however small the slide is drawn
+RING_COLOURS = COLOURS | {NOT_COUNTED: "#cbd5e1"}
 LEGEND_MIDDLE = HEADER - 18  # px from the top
-GAP = 28  # px between the legend's entries
+GAP = 22  # px between the legend's entries
 BAR_FRACTION = 0.15  # of the view's width that the scale bar takes at most
 
 
@@ -84,13 +90,26 @@ def scale_bar_entry(width: int, um_per_px: float) -> LegendEntry:
     )
 
 
+def enlarged(mask: NDArray[np.bool_], size: tuple[int, int]) -> "Image.Image":
+    """A mask, bool (rows, columns), as "L" of another size (width, height), whose edges have no steps."""
+    from PIL import Image
+
+    levels = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.BICUBIC)
+    return levels.point(lambda level: 255 * (level >= 128))
+
+
 def ring(draw: "ImageDraw.ImageDraw", centre: ArrayLike, radius: float, name: str) -> None:
-    """A candidate's ring: px (2,) and px; `name` is `FIGURE` or `REJECTED`."""
+    """A candidate's ring: px (2,) and px; `name` is a key of `RING_COLOURS`."""
     x, y = np.asarray(centre, np.float64).tolist()
 
     def circle(reach: float, colour: str, width: int) -> None:
         draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=colour, width=width)
 
-    if name == FIGURE:
+    if name in (FIGURE, NOT_COUNTED):
         circle(radius + 1, "black", 4)  # an edge on either side, for tissue as light as the ring
-    circle(radius, COLOURS[name], 2)
+    circle(radius, RING_COLOURS[name], 2)
+
+
+def ring_entry(text: str, name: str) -> LegendEntry:
+    """A ring as it stands in a legend."""
+    return LegendEntry(text, 20, lambda draw, left, middle: ring(draw, (left + 7, middle), MIN_RADIUS[name], name))

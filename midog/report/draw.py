@@ -10,9 +10,12 @@ from midog.detections import Detections
 from midog.errors import UserError
 from midog.images.folder import identity_of, open_stack, resolution_of
 from midog.images.resolution import ASSUMED, ASSUMED_UM_PER_PX, Resolution
+from midog.report.protocols import FIELD_DIAMETER_MM
+from midog.report.reliability import Reliability
 
 if TYPE_CHECKING:
     from midog.images.slide import Slide
+    from midog.report.counts import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,10 @@ def draw(
     result_sha256: str | None = None,
     figures: Path | None = None,
     any_image: bool = False,
-) -> None:
+    areas: Path | None = None,
+    field_diameter_mm: float = FIELD_DIAMETER_MM,
+    reliability: Reliability = (),
+) -> "Counts | None":
     """Write the report of a Track 1 result, or the contact sheets of a Track 2 result.
 
     Args:
@@ -47,14 +53,21 @@ def draw(
         result_sha256: of the result's file, to which a review of the page is bound; None where there is none.
         figures: a reader's corrections of a Track 1 result, as `midog.report.review` reads them; or None.
         any_image: whether those may be of another image.
+        areas: polygons to count a Track 1 result in, as `midog.report.areas` reads them; None: the whole image.
+        field_diameter_mm: of a high-power field.
+        reliability: what the system's scores meant on validation.
+
+    Returns:
+        What was counted of a Track 1 result.
 
     Raises:
-        UserError: the image cannot be read or does not fit the result; the corrections are no such; the disk refuses a
-            file.
+        UserError: the image cannot be read or does not fit the result; the corrections or areas are no such; the disk
+            refuses a file.
     """
     name = image.name or image.resolve().name
     if track == 1:
         from midog.images.slide import open_slide
+        from midog.report.areas import read_areas
         from midog.report.page import write_report
         from midog.report.review import read_review
 
@@ -67,10 +80,12 @@ def draw(
             if figures:
                 review = read_review(figures, slide, found, identity, result_sha256, any_image)
             known = notices(doubts, slide.resolution), review, identity, result_sha256
-            write_report(slide, found, out, name, system, classify_figures, *known)
-        return
+            counting = read_areas(areas, slide) if areas else None, field_diameter_mm, reliability
+            return write_report(slide, found, out, name, system, classify_figures, *known, *counting)
     if figures:
         raise UserError(f"{figures}: corrects a result of Track 1, and this is one of Track 2; leave --figures out")
+    if areas:
+        raise UserError(f"{areas}: is for a result of Track 1, and this is one of Track 2; leave --areas out")
     if classify_figures:
         raise UserError(f"{image}: a stack's figures are classified already; leave --atypical out")
     from midog.report.contact_sheet import write_contact_sheets
@@ -83,6 +98,7 @@ def draw(
         raise UserError(f"{image}: not as many pages as the result has entries; give this result's own stack") from None
     for path in paths:
         logger.info("contact sheet %s", path)
+    return None
 
 
 def found_on(slide: "Slide", result: dict[str, Any]) -> Detections:

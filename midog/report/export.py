@@ -1,8 +1,9 @@
-"""Results as files for other programs: CSV of candidates, crops and agreement, and GeoJSON of candidates for QuPath."""
+"""Results as files for other programs: CSV of candidates, counts, crops and agreement, and GeoJSON for QuPath."""
 
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,23 +15,32 @@ from midog.detections import COLOURS, Detections, feature
 from midog.images.resolution import Resolution, format_spacing
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR
+from midog.report.counts import Counts
 from midog.report.hotspot import Hotspot
+from midog.report.protocols import Count
+from midog.report.reliability import Reliability, share_at
 from midog.report.review import Agreement, Corrected
 
 CSV_FORMATS = {  # by column, in their order
     "number": "",
     "name": "s",
-    "probability": ".6f",
+    "score": ".6f",
+    "share_on_validation": ".4f",
     "x_px": ".2f",
     "y_px": ".2f",
     "x_mm": ".6f",
     "y_mm": ".6f",
     "in_hotspot": "d",
+    "counted": "d",
     "p_atypical": ".6f",
     "origin": "s",
     "note": "s",
 }
 OF_REVIEWS = {"origin", "note"}
+COUNTS_COLUMNS = (
+    *("protocol", "figures", "low_95", "high_95", "area_mm2", "asked_mm2", "reached"),
+    *("tissue_mm2", "per_mm2", "per_mm2_tissue", "left_px", "top_px", "right_px", "bottom_px"),
+)
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet would compute
 RESOLUTION = "um_per_px", "um_per_px_source"  # the last columns of every table
 
@@ -41,8 +51,10 @@ def figures_csv(
     with_atypical: bool,
     resolution: Resolution,
     corrected: Corrected | None = None,
+    counted: NDArray[np.bool_] | None = None,
+    reliability: Reliability = (),
 ) -> str:
-    """All candidates as CSV text, numbered from 1 in their order; a probability is empty where there is none.
+    """All candidates as CSV text, numbered from 1 in their order; a number is empty where there is none.
 
     Args:
         found: N candidates.
@@ -50,29 +62,69 @@ def figures_csv(
         with_atypical: whether the column for P(atypical) is there.
         resolution: of their image.
         corrected: what a reader said of them, for the columns `OF_REVIEWS`; or None.
+        counted: bool (N,), which of them lie where it is counted, for the column of that name; or None.
+        reliability: what scores meant on validation.
     """
-    columns = found.to_table() | {"number": range(1, len(found) + 1), "in_hotspot": in_hotspot.astype(int)}
-    left_out = set() if with_atypical else {"p_atypical"}
+    scores = np.where(corrected.added, np.nan, found.probabilities) if corrected else found.probabilities
+    columns = found.to_table() | {
+        "number": range(1, len(found) + 1),
+        "score": scores,
+        "share_on_validation": [_share(reliability, score) for score in scores.tolist()],
+        "in_hotspot": in_hotspot.astype(int),
+        "counted": None if counted is None else counted.astype(int),
+    }
+    left_out = (set() if with_atypical else {"p_atypical"}) | ({"counted"} if counted is None else set())
     if corrected:
         columns |= {
             "number": corrected.numbers,
             "name": corrected.names_of(found),
-            "probability": np.where(corrected.added, np.nan, found.probabilities),
             "p_atypical": np.where(corrected.by_reader, np.nan, found.atypical),
             "origin": corrected.origins,
-            "note": [f"'{note}" if note.startswith(FORMULA) else note for note in corrected.notes],
+            "note": [_harmless(note) for note in corrected.notes],
         }
     else:
         left_out |= OF_REVIEWS
     formats = {name: CSV_FORMATS[name] for name in CSV_FORMATS if name not in left_out}
     rows = zip(*(columns[name] for name in formats), strict=True)
     cells = ([_cell(value, form) for value, form in zip(row, formats.values(), strict=True)] for row in rows)
-    taken = _resolution(resolution)
-    return _csv([*formats, *RESOLUTION], ([*row, *taken] for row in cells))
+    taken = resolution_cells(resolution)
+    return csv_text([*formats, *RESOLUTION], ([*row, *taken] for row in cells))
+
+
+def _share(reliability: Reliability, score: float) -> float:
+    known = None if math.isnan(score) else share_at(reliability, score)
+    return known[0] if known else math.nan
 
 
 def _cell(value: Any, form: str) -> str:
     return "" if value != value else format(value, form)  # only NaN differs from itself
+
+
+def counts_csv(counts: Counts, slide: Slide) -> str:
+    """A row a protocol as CSV text; where one has a window, its place in px from the image's upper left corner.
+
+    What is not known of a count is empty: the area that was asked for, or the density where there is no area.
+    """
+    return csv_text(COUNTS_COLUMNS, (_count_cells(each, slide) for each in counts.protocols))
+
+
+def _count_cells(count: Count, slide: Slide) -> list[str]:
+    low, high = count.interval
+    return [
+        *(_harmless(count.name), str(count.figures), f"{low:.3f}", f"{high:.3f}", f"{count.area_mm2:.6f}"),
+        *(_known(count.asked_mm2), str(int(count.reached)), f"{count.tissue_mm2:.6f}"),
+        *(_known(count.per_mm2), _known(count.per_mm2_tissue)),
+        *([f"{side:.2f}" for side in count.box.box_px(slide)] if count.box else [""] * 4),
+    ]
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _harmless(text: str) -> str:
+    """A reader's words, which a spreadsheet does not compute."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def crops_csv(files: Sequence[str], result: list[dict[str, Any]], resolutions: Sequence[Resolution]) -> str:
@@ -84,17 +136,19 @@ def crops_csv(files: Sequence[str], result: list[dict[str, Any]], resolutions: S
         resolutions: of each.
     """
     rows = zip(files, result, resolutions, strict=True)
-    return _csv(
+    return csv_text(
         ["file", "class", "p_atypical", *RESOLUTION],
-        ([file, crop["class"], f"{crop['confidence']:.6f}", *_resolution(each)] for file, crop, each in rows),
+        ([file, crop["class"], f"{crop['confidence']:.6f}", *resolution_cells(each)] for file, crop, each in rows),
     )
 
 
-def _resolution(resolution: Resolution) -> tuple[str, str]:
+def resolution_cells(resolution: Resolution) -> tuple[str, str]:
+    """What stands below `RESOLUTION`."""
     return format_spacing(resolution.um_per_px), resolution.source
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with its head."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -105,7 +159,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def agreement_csv(agreement: Agreement) -> str:
     """CSV text of one row."""
     counts = asdict(agreement)
-    return _csv(list(counts), [[str(count) for count in counts.values()]])
+    return csv_text(list(counts), [[str(count) for count in counts.values()]])
 
 
 def figures_geojson(
@@ -161,7 +215,7 @@ def _say(properties: dict[str, Any], row: int, corrected: Corrected, name: str) 
     properties["classification"] = {"name": name, "color": list(bytes.fromhex(COLOURS[name][1:]))}
     properties["metadata"] = {"origin": corrected.origins[row]} | ({"note": note} if note else {})
     if corrected.added[row]:
-        del properties["measurements"]["probability"]
+        del properties["measurements"]["score"]
     if corrected.by_reader[row]:
         del properties["measurements"]["P(atypical)"]
 

@@ -1,4 +1,4 @@
-"""The most probable candidates, cut out and laid side by side."""
+"""The candidates with the highest scores, cut out and laid side by side."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from midog.detections import ATYPICAL, COLOURS, REJECTED, UNSURE, Detections
 from midog.images.slide import Slide
-from midog.report.canvas import HEADER, MARGIN, SMALL_FONT, SOFT, TEXT_FONT, TITLE_FONT
+from midog.report.canvas import HEADER, MARGIN, NOT_COUNTED, SMALL_FONT, SOFT, TEXT_FONT, TITLE_FONT
+from midog.report.reliability import Reliability, is_calibrated
 from midog.report.review import Corrected
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ def _cut(slide: Slide, centre: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def gallery(
-    crops: list[NDArray[np.uint8]], found: Detections, title: str, corrected: Corrected | None = None
+    crops: list[NDArray[np.uint8]],
+    found: Detections,
+    title: str,
+    counted: NDArray[np.bool_],
+    corrected: Corrected | None = None,
+    reliability: Reliability = (),
 ) -> "Image.Image":
     """Draw the crops with their captions.
 
@@ -53,7 +59,9 @@ def gallery(
         crops: as `cut_crops` returns them.
         found: of those without a crop only the number is said.
         title: one line on top.
+        counted: bool (N,), which of them lie where it is counted.
         corrected: what a reader said of them, or None.
+        reliability: what scores meant on validation: where they are no probabilities, they are not called so.
 
     Returns:
         RGB, `COLUMNS` crops wide.
@@ -66,9 +74,12 @@ def gallery(
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(SMALL_FONT)
     draw.text((MARGIN, MARGIN), title, "black", ImageFont.load_default(TITLE_FONT))
-    accepted = int(found.accepted.sum())
+    accepted, figures = int(found.accepted.sum()), int((found.accepted & counted).sum())
     unsure = int(corrected.unsure.sum()) if corrected else 0
-    summary = f"{accepted} mitotic figures, {len(found) - accepted - unsure} rejected candidates, most probable first"
+    summary = f"{figures} mitotic figures, {len(found) - accepted - unsure} rejected candidates"
+    if figures < accepted:
+        summary += f", {accepted - figures} figures where it is not counted"
+    summary += ", highest score first"
     if corrected:
         summary += f", the reader's last; not sure: {unsure}"
     if len(found) > len(crops):
@@ -76,13 +87,15 @@ def gallery(
     summary += f". A crop shows {FIELD_UM:g} um."
     draw.text((MARGIN, MARGIN + 28), summary, SOFT, ImageFont.load_default(TEXT_FONT))
     names = corrected.names_of(found) if corrected else found.class_names
+    score = "P" if is_calibrated(reliability) else "score"
     for number, (crop, name) in enumerate(zip(crops, names[: len(crops)], strict=True)):
         left = number % COLUMNS * cell_x + MARGIN
         top = number // COLUMNS * cell_y + MARGIN + HEADER
-        colour = ON_WHITE.get(name, ACCEPTED_ON_WHITE)
+        is_left_out = found.accepted[number] and not counted[number]
+        colour = SOFT if is_left_out else ON_WHITE.get(name, ACCEPTED_ON_WHITE)
         draw.rectangle((left - 3, top - 3, left + CROP + 2, top + CROP + 2), fill=colour)
         sheet.paste(Image.fromarray(crop), (left, top))
-        heading = f"{number + 1}  P {found.probabilities[number]:.3f}"
+        heading = f"{number + 1}  {score} {found.probabilities[number]:.3f}"
         verdict = {REJECTED: "rejected", UNSURE: UNSURE}.get(name, "accepted")
         if not np.isnan(found.atypical[number]):
             verdict = f"P(atypical) {found.atypical[number]:.2f}"
@@ -90,6 +103,8 @@ def gallery(
             heading = f"{corrected.numbers[number]}  by the reader"
         if corrected and corrected.by_reader[number]:
             verdict = name.split()[0]
+        if is_left_out:
+            verdict = NOT_COUNTED
         below = top + CROP + 4
         x, y = found.centres[number]
         draw.text((left, below), heading, "black", font)

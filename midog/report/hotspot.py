@@ -72,7 +72,11 @@ def hotspot_of(slide: Slide, found: Detections) -> Hotspot | None:
     return find_hotspot(places_nm(slide, found.centres)[found.accepted], size_nm(slide))
 
 
-def find_hotspot(places: NDArray[np.int64], size: Sequence[int] | NDArray[np.int64]) -> Hotspot | None:
+def find_hotspot(
+    places: NDArray[np.int64],
+    size: Sequence[int] | NDArray[np.int64],
+    sides: tuple[int, int] = (LONG_NM, SHORT_NM),
+) -> Hotspot | None:
     """The window with the most figures; of equal ones the larger, then the lying one, then the one furthest left.
 
     A window that leaves the image can be pushed back inside without losing a figure, because there are none outside:
@@ -81,6 +85,7 @@ def find_hotspot(places: NDArray[np.int64], size: Sequence[int] | NDArray[np.int
     Args:
         places: int64 (N, 2) nm; those outside the image do not count.
         size: (width, height) of the image, nm.
+        sides: of the window, the longer first, nm.
 
     Returns:
         `Hotspot`, or None without figures.
@@ -89,8 +94,7 @@ def find_hotspot(places: NDArray[np.int64], size: Sequence[int] | NDArray[np.int
     places = places[((places >= 0) & (places <= limits)).all(axis=1)]
     if len(places) == 0:
         return None
-    shapes = (LONG_NM, SHORT_NM), (SHORT_NM, LONG_NM)
-    windows = [_fullest(places, limits, np.minimum(sides, limits)) for sides in shapes]
+    windows = [_fullest(places, limits, np.minimum(shape, limits)) for shape in (sides, sides[::-1])]
     return max(windows, key=lambda window: (window.count, window.area_mm2))
 
 

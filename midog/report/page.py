@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -23,48 +24,74 @@ from midog.detections import ATYPICAL, COLOURS, FIGURE, REJECTED, UNSURE, Detect
 from midog.files import write_file
 from midog.images.resolution import ASSUMED
 from midog.images.slide import Slide
-from midog.report.canvas import HOTSPOT_COLOUR
-from midog.report.density import CELLS, COLOUR_SCALE, KERNEL_MM, density_map, density_picture, paint, scale_top
-from midog.report.export import agreement_csv, candidates_geojson, figures_csv, figures_geojson
+from midog.images.tissue import TissueMask, tissue_mask
+from midog.report.areas import Areas, whole
+from midog.report.canvas import AREA_COLOUR, EXCLUDED_COLOUR, HOTSPOT_COLOUR, NOT_COUNTED, RING_COLOURS
+from midog.report.counts import LEAST_FIGURES, Counts, count
+from midog.report.density import CELLS, COLOUR_SCALE, density_picture, field_map
+from midog.report.export import agreement_csv, candidates_geojson, counts_csv, figures_csv, figures_geojson
 from midog.report.gallery import FIELD_UM, cut_crops, gallery
-from midog.report.hotspot import LONG_NM, NM_PER_MM, SHORT_NM, find_hotspot, hotspot_of, places_nm, size_nm
-from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, area_mm2, outside_warning, overlay
-from midog.report.proportion import wilson_interval
+from midog.report.hotspot import NM_PER_MM, places_nm, size_nm
+from midog.report.hotspot_picture import hotspot_picture
+from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, outside_warning, overlay
+from midog.report.page_counts import areas_data, protocols_data, tissue_data
+from midog.report.protocols import FIELD_DIAMETER_MM, HOTSPOT
 from midog.report.pyramid import TILE, embedded, levels
+from midog.report.reliability import BINS, Reliability, is_calibrated, name_of, sentence
 from midog.report.review import FORMAT, REVIEWED, Corrected, Review, apply, classify_others
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = "hotspot.js", "density.js", "state.js", "viewer.js", "saving.js", "reader.js"  # each needs those before it
+SCRIPTS = (  # each needs those before it
+    *("hotspot.js", "counts.js", "density.js", "state.js", "viewer.js", "saving.js", "reader.js"),
+)
 LEAFLET = files("js_lib_leaflet") / "static" / "js_lib_leaflet"
 PIXEL_BYTES = 18_000_000  # of the JPEG in a page, where it takes a third more
 GREY_SIDE = 1200  # px of the picture under the density map
 OPERATING_POINT = 0.5  # of what is written to the platform
 NAMES = (
-    *("overlay.png", "gallery.png", "density.png", "figures.csv", "figures.geojson", "candidates.geojson"),
-    "report.html",
+    *("overlay.png", "gallery.png", "density.png", "counts.csv", "figures.csv", "figures.geojson"),
+    *("candidates.geojson", "report.html"),
 )
+HOTSPOT_PICTURE = "hotspot.png"  # beside them, where there is a figure
 DEFINITIONS = {
-    "Mitotic figure": "A candidate that the system accepted, from the probability on that it was calibrated for, or "
-    "the reader. Rejected candidates are cells that its detector proposed and its classifier or the reader refused.",
-    "Image area": "The whole image, glass and tissue without tumour included.",
+    "Mitotic figure": "A candidate that the system accepted, from the score on that it was calibrated for, or the "
+    "reader. Rejected candidates are cells that its detector proposed and its classifier or the reader refused.",
+    "Tissue": "What of the image is neither glass nor ink, with small holes in it, measured on an overview and "
+    "outlined in overlay.png. It may hold tissue without tumour. Densities are per mm² of it.",
     "Hotspot": "The window of 2.37 mm² (4:3, 1.778 × 1.333 mm, lying or upright, sides along the image's) with the "
     "most mitotic figures: the largest count of all such windows, not only of those on a grid. Figures on its edge "
-    "count. Where the image is smaller than the window, the window is as long as the image, and the density is that "
-    "of its real area. All of the window's area counts, glass included. It is found again after each correction.",
-    "Density map": f"A Gaussian of {KERNEL_MM:g} mm standard deviation around each figure, corrected where the image "
-    "ends.",
+    "count. Where the image is smaller than the window, the window is as long as the image, and the table says that "
+    "the area was not reached. It is found again after each correction, as all counts are. WHO 2021: the same with "
+    "2 mm² (1.633 × 1.225 mm), per mm² of which newer volumes give their limits.",
+    "Ten fields": "Round fields that do not overlap, the first with the most figures, each next one with the most that "
+    "are left, the nearest to the first of equal ones. Their centres lie on a lattice of a sixteenth of a diameter.",
+    "95 %": "Of a count: the exact Poisson interval (Garwood 1936), in which the expected number of figures of such an "
+    "area lies. It knows the number, not the errors of system or reader, nor that the fullest place was chosen.",
     "Coordinates": "x to the right, y down; px of the full resolution with the centre of the first pixel at 0, and mm "
     "as in the result file. The hotspot's are counted from the image's upper left corner. GeoJSON files have QuPath's "
     "convention: the centre of the first pixel is at 0.5, and of slides that know their scanned area, its corner at 0.",
     "Review": "System: as the program left it. Reader: with the corrections made here, which change nothing in the "
     "result file. Confirmed are figures that the reader accepted one by one. What is not sure does not count.",
 }
+AREAS_DEFINITION = (
+    "Figures count where an area was drawn, and not where it was excluded; those on an edge count. Others are shown "
+    "with a thin ring. A window or field that is cut by an area has the area and the tissue of what is left of it."
+)
+PROBABILITY_DEFINITION = (
+    "Of a candidate to be a mitotic figure, as the system gives it; on validation the share of figures was within "
+    "5 percentage points of it, in every tenth."
+)
+SCORE_DEFINITION = (
+    "The system's number for a candidate, from 0 to 1; from 0.5 on it is accepted. It orders candidates and is no "
+    "probability. Where it is known, a cell says how many of the candidates with such a score were figures on the "
+    "system's validation data, whose tissue and scanner may differ from yours."
+)
 ATYPICAL_DEFINITION = (
     "Each accepted figure, cut as 32 µm at 0.25 µm/px, went through the system for Track 2. P(atypical) is calibrated "
     "for equal numbers of both classes. The interval (Wilson) knows the number of figures, not the errors of either "
-    "system."
+    f"system. Below {LEAST_FIGURES} figures no share is given: it would say next to nothing."
 )
 
 
@@ -74,6 +101,10 @@ class _Page:
 
     Attributes:
         found: the system's N candidates, best first, in px of the slide.
+        tissue: of the slide; None before it was read.
+        areas: to count in.
+        field_diameter_mm: of a high-power field.
+        reliability: what scores meant on validation.
         system, atypical_system: what found and what classified the figures, as far as known.
         notices: in red.
         image, result: what they were found on, by `identity` and name, and the sha256 of the result's file, or None.
@@ -85,6 +116,10 @@ class _Page:
     slide: Slide
     title: str
     found: Detections
+    tissue: TissueMask | None
+    areas: Areas
+    field_diameter_mm: float
+    reliability: Reliability
     system: str | None
     atypical_system: str | None
     notices: Sequence[str]
@@ -106,8 +141,11 @@ def write_report(
     review: Review | None = None,
     identity: dict[str, Any] | None = None,
     result_sha256: str | None = None,
-) -> Path:
-    """Write overlay, gallery, density map, CSV, GeoJSON and the page.
+    areas: Areas | None = None,
+    field_diameter_mm: float = FIELD_DIAMETER_MM,
+    reliability: Reliability = (),
+) -> Counts:
+    """Write overlay, gallery, density map, hotspot, CSV, GeoJSON and the page.
 
     Args:
         slide: what the candidates were found on.
@@ -120,9 +158,12 @@ def write_report(
         review: a reader's corrections, of the candidates best first; or None.
         identity: `midog.about.identity` of the image, by which a review of the page knows it; None: not known.
         result_sha256: of the result's file, likewise.
+        areas: to count in; None: the whole image.
+        field_diameter_mm: of a high-power field.
+        reliability: what the system's scores meant on validation.
 
     Returns:
-        The page's path.
+        What was counted, as corrected.
 
     Raises:
         UserError: the slide's pixels cannot be decoded; the disk refuses a file.
@@ -130,25 +171,36 @@ def write_report(
     found = found.on_grid(slide.um_per_px, slide.origin_mm).best_first()
     if warning := outside_warning(slide, found, title):
         logger.warning(warning)
-    corrected = apply(slide, found, review) if review else None
+    corrected = apply(slide, found, review, areas) if review else None
     final, atypical_system = corrected.found if corrected else found, None
     if classify_figures:
         classify = classify_others(classify_figures) if corrected else classify_figures
         final, atypical_system = classify(slide, final)
-    places, size = places_nm(slide, final.centres), size_nm(slide)
-    hotspot = find_hotspot(places[final.accepted], size)
-    in_hotspot = hotspot.holds(places) if hotspot else np.zeros(len(final), bool)
-
     view = slide.overview(LONGEST_SIDE)
-    density = density_map(places[final.accepted] / NM_PER_MM, size / NM_PER_MM)
-    top = scale_top(density)
+    tissue = tissue_mask(slide, view)
+    counts = count(slide, final, tissue, areas, field_diameter_mm)
+    places, size = places_nm(slide, final.centres), size_nm(slide)
+    hotspot = counts.of(HOTSPOT).box
+    in_hotspot = hotspot.holds(places) & counts.counted if hotspot else np.zeros(len(final), bool)
+
+    field = field_map(places[final.accepted & counts.counted] / NM_PER_MM, size / NM_PER_MM, field_diameter_mm)
     um_per_px = slide.um_per_px[0] * slide.size[0] / view.shape[1]
-    with_atypical = not np.isnan(final.atypical).all()
-    table = figures_csv(final, in_hotspot, bool(classify_figures) or with_atypical, slide.resolution, corrected)
+    with_atypical = bool(classify_figures) or not np.isnan(final.atypical).all()
+    in_areas = counts.counted if areas else None
+    table = figures_csv(final, in_hotspot, with_atypical, slide.resolution, corrected, in_areas, reliability)
     heading = title + f", {slide.resolution}" * (slide.resolution.source == ASSUMED)
-    write_file(folder / "overlay.png", overlay(slide, view, final, hotspot, heading, corrected))
-    write_file(folder / "gallery.png", gallery(cut_crops(slide, final), final, heading, corrected))
-    write_file(folder / "density.png", density_picture(view, um_per_px, paint(density / top), top, heading))
+    density = density_picture(view, um_per_px, field, field_diameter_mm, heading, tissue.mask)
+    cards = gallery(cut_crops(slide, final), final, heading, counts.counted, corrected, reliability)
+    overview = overlay(slide, view, final, hotspot, heading, tissue, counts, areas, corrected)
+    write_file(folder / "overlay.png", overview)
+    write_file(folder / "gallery.png", cards)
+    write_file(folder / "density.png", density)
+    if hotspot:
+        picture = hotspot_picture(slide, final, hotspot, heading, counts.counted, corrected)
+        write_file(folder / HOTSPOT_PICTURE, picture)
+    else:
+        (folder / HOTSPOT_PICTURE).unlink(missing_ok=True)  # of an earlier report
+    write_file(folder / "counts.csv", counts_csv(counts, slide))
     write_file(folder / "figures.csv", table)
     write_file(folder / "figures.geojson", figures_geojson(slide, final, hotspot, corrected))
     write_file(folder / "candidates.geojson", candidates_geojson(slide, final, corrected))
@@ -161,14 +213,16 @@ def write_report(
     asked = final.atypical if not corrected else np.where(corrected.by_reader, np.nan, final.atypical)
     shown = replace(found, atypical=asked[: len(found)].astype(np.float32))
     pixels, not_sharp = embedded(slide, hotspot, final.centres, final.accepted, PIXEL_BYTES)
-    known = system, atypical_system, notices, image, result_sha256
+    counting = tissue, areas or whole(size), field_diameter_mm, reliability
+    known = *counting, system, atypical_system, notices, image, result_sha256
     page = _Page(slide, title, shown, *known, {"start": start}, pixels, not_sharp)
     path = write_file(folder / "report.html", _render(page))
-    most = f"{hotspot.count} in {hotspot.area_mm2:.3g} mm2" if hotspot else "none"
-    logger.info("mitotic figures %d, hotspot %s", final.accepted.sum(), most)
-    beside = [*NAMES[:-1], *["agreement.csv"] * bool(corrected)]
+    most = f"{hotspot.count} in {counts.of(HOTSPOT).area_mm2:.3g} mm2" if hotspot else "none"
+    of_tissue = f"{counts.tissue_mm2:.3g} of {counts.image_mm2:.3g} mm2"
+    logger.info("mitotic figures %d, hotspot %s, tissue %s", final.accepted.sum(), most, of_tissue)
+    beside = [*NAMES[:-1], *[HOTSPOT_PICTURE] * bool(hotspot), *["agreement.csv"] * bool(corrected)]
     logger.info("report %s, with %s beside it", path, ", ".join(beside))
-    return path
+    return counts
 
 
 def view_page(
@@ -177,11 +231,12 @@ def view_page(
     title: str,
     system: str | None,
     notices: Sequence[str],
+    reliability: Reliability,
     identity: dict[str, Any] | None,
     result_sha256: str | None,
     review: dict[str, Any],
 ) -> str:
-    """The page for `midog view`, without pixels.
+    """The page for `midog view`, without pixels; it asks for the tissue, `page_counts.measured_json`.
 
     Args:
         slide: what the candidates were found on; none of its pixels are read.
@@ -189,6 +244,7 @@ def view_page(
         title: the image's name.
         system: what made the result, where that is known.
         notices: what limits the result, a line each.
+        reliability: what the system's scores meant on validation.
         identity: `name`, `bytes` and `sha256` of the image, or None.
         result_sha256: of the result's file, or None.
         review: `url` where the review is saved, its `revision`, and `start`, the review's GeoJSON or None.
@@ -196,7 +252,9 @@ def view_page(
     Returns:
         HTML.
     """
-    return _render(_Page(slide, title, found, system, None, notices, identity, result_sha256, review, None))
+    counting = None, whole(size_nm(slide)), FIELD_DIAMETER_MM, reliability
+    known = *counting, system, None, notices, identity, result_sha256
+    return _render(_Page(slide, title, found, *known, review, None))
 
 
 def _start(
@@ -258,16 +316,16 @@ def _render(page: _Page) -> str:
         scripts=[Markup(script.read_text("utf-8")) for script in scripts],
         notices=page.notices,
         facts=_facts(page),
-        counts=_counts(page),
-        share=_share(page.found),
+        score_name=name_of(page.reliability),
+        with_areas=not page.areas.is_whole,
         resolution="{:.4g} × {:.4g} µm/px, ".format(*page.slide.um_per_px) + resolution.source,
         is_assumed=resolution.source == ASSUMED,
-        definitions=DEFINITIONS | ({"Atypical": ATYPICAL_DEFINITION} if page.atypical_system else {}),
+        definitions=_definitions(page),
         size=size,
         grey_size=[max(1, round(side * min(1, GREY_SIDE / max(size)))) for side in size],
         hotspot_colour=HOTSPOT_COLOUR,
         density_colours=COLOUR_SCALE,
-        kernel_mm=f"{KERNEL_MM:g}",
+        field=_field(page.field_diameter_mm),
         field_um=f"{FIELD_UM:g}",
         not_sharp=f"{lost}midog view shows them down to the cell." if page.not_sharp else "",
         data=_data(page),
@@ -275,10 +333,32 @@ def _render(page: _Page) -> str:
     )
 
 
+def _definitions(page: _Page) -> dict[str, str]:
+    name = name_of(page.reliability)
+    is_probability = is_calibrated(page.reliability)
+    more = {
+        name: PROBABILITY_DEFINITION if is_probability else SCORE_DEFINITION,
+        "Density map": f"How many mitotic figures {_field(page.field_diameter_mm)} around each place has; glass is not "
+        "painted.",
+    }
+    if not page.areas.is_whole:
+        more["Areas"] = AREAS_DEFINITION
+    if page.atypical_system:
+        more["Atypical"] = ATYPICAL_DEFINITION
+    return DEFINITIONS | more
+
+
+def _field(diameter_mm: float) -> str:
+    return f"a round field of {diameter_mm:g} mm ({math.pi * diameter_mm**2 / 4:.3g} mm²)"
+
+
 def _facts(page: _Page) -> Iterator[tuple[str, str]]:
     """What the page is about, by name."""
     yield "Image", page.title
-    yield "Size", "{} × {} px, {:.3g} mm²".format(*page.slide.size, area_mm2(page.slide))
+    yield "Size", "{} × {} px, {:.3g} mm²".format(*page.slide.size, math.prod(size_nm(page.slide) / NM_PER_MM))
+    yield "Tissue", f"{page.tissue.area_mm2:.3g} mm²" if page.tissue else "being measured"
+    if not page.areas.is_whole:
+        yield "Counted in", f"{page.areas.area_mm2:.3g} mm²"
     (x, y), resolution = page.slide.um_per_px, page.slide.resolution
     where = f", {resolution.where}" * bool(resolution.where)
     yield "Resolution", f"{x:.4g} × {y:.4g} µm/px, {resolution.source}{where}"
@@ -286,31 +366,6 @@ def _facts(page: _Page) -> Iterator[tuple[str, str]]:
         yield "System", page.system
     if page.atypical_system:
         yield "Subtypes", page.atypical_system
-
-
-def _counts(page: _Page) -> Iterator[tuple[str, str, str]]:
-    """(key, name, the system's value) of what a reader signs."""
-    found = page.found
-    hotspot = hotspot_of(page.slide, found)
-    yield "figures", "Mitotic figures", f"{found.accepted.sum():,}"
-    yield "rate", "per mm², whole image", _short(found.accepted.sum() / area_mm2(page.slide))
-    yield "hotspot", "In the hotspot", f"{hotspot.count:,}" if hotspot else "none"
-    yield "hotspot-rate", "per mm², hotspot", _short(hotspot.density) if hotspot else "–"
-    yield "unsure", "Not sure", "–"
-
-
-def _share(found: Detections) -> str:
-    """Of the atypical among the accepted ones that were classified; empty without any."""
-    total, atypical = int((found.accepted & ~np.isnan(found.atypical)).sum()), found.class_names.count(ATYPICAL)
-    if not total:
-        return ""
-    low, high = wilson_interval(atypical, total)
-    return f"Atypical: {atypical:,} of {total:,}; 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-
-
-def _short(number: float) -> str:
-    """Three significant digits, never an exponent."""
-    return f"{float(f'{number:.3g}'):,g}"
 
 
 def _data(page: _Page) -> dict[str, Any]:
@@ -339,18 +394,26 @@ def _data(page: _Page) -> dict[str, Any]:
         "originMm": slide.origin_mm,
         "corner": [int(side) for side in slide.corner_px],
         "threshold": _threshold(found),
-        "areaMm2": area_mm2(slide),
-        "long": LONG_NM,
-        "short": SHORT_NM,
+        "protocols": protocols_data(slide, page.tissue, page.areas, page.field_diameter_mm),
+        "areas": areas_data(page.areas),
+        "tissue": page.tissue and tissue_data(page.tissue, page.areas),
+        "tissueUrl": "tissue" if page.pixels is None else None,
+        "leastFigures": LEAST_FIGURES,
+        "scoreName": name_of(page.reliability),
+        "sentences": [sentence(page.reliability, (tenth + 0.5) / BINS) for tenth in range(BINS)],
         "radii": {"accepted": RADIUS_UM[FIGURE] / um_per_px, "rejected": RADIUS_UM[REJECTED] / um_per_px},
         "colours": {
             "accepted": COLOURS[FIGURE],
             "rejected": COLOURS[REJECTED],
+            "refused": COLOURS[REJECTED],
+            "outside": RING_COLOURS[NOT_COUNTED],
             "unsure": COLOURS[UNSURE],
             "atypical": COLOURS[ATYPICAL],
             "hotspot": HOTSPOT_COLOUR,
+            "area": AREA_COLOUR,
+            "excluded": EXCLUDED_COLOUR,
         },
-        "density": {"kernelMm": KERNEL_MM, "cells": CELLS, "colours": COLOUR_SCALE},
+        "density": {"diameterMm": page.field_diameter_mm, "cells": CELLS, "colours": COLOUR_SCALE},
         "tiles": {
             "size": TILE,
             "levels": levels(slide.size),
@@ -360,7 +423,7 @@ def _data(page: _Page) -> dict[str, Any]:
 
 
 def _threshold(found: Detections) -> float:
-    """The probability from which on candidates were accepted, as far as the result tells."""
+    """The score from which on candidates were accepted, as far as the result tells."""
     lowest = found.probabilities[found.accepted].min(initial=1.0)
     highest = found.probabilities[~found.accepted].max(initial=0.0)
     return OPERATING_POINT if highest < OPERATING_POINT <= lowest else float(lowest)

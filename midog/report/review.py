@@ -8,21 +8,21 @@ candidate within `MATCH_UM`. A candidate that was accepted and is not in the fil
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from midog import __version__
 from midog.detections import ATYPICAL, FIGURE, NORMAL, REJECTED, UNSURE, Detections
 from midog.errors import UserError, one_line, quoted
-from midog.files import read_json
 from midog.images.slide import Slide
-from midog.report.hotspot import hotspot_of
+from midog.report.areas import Areas
+from midog.report.geojson import Feature, converted, read_geojson
+from midog.report.hotspot import find_hotspot, places_nm, size_nm
 
 FORMAT = 1
 FIGURES = (FIGURE, ATYPICAL, NORMAL)  # the verdicts that count
@@ -33,8 +33,6 @@ REVIEWED = "yes"  # a point's metadata "reviewed", where the reader had a say, i
 ROUNDING_PX = 0.01  # nearer to a candidate's place than this was not moved
 DESCRIPTION = "ANNOTATION_DESCRIPTION"  # the metadata of an annotation's description in QuPath
 REMEDY = "give the page's reviewed.geojson, or QuPath's export of these points"
-
-Converted = TypeVar("Converted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ class Review:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mitotic figures before and after a review.
+    """Mitotic figures before and after a review, where it is counted.
 
     Attributes:
         system, reader: how many each has.
@@ -97,7 +95,7 @@ class Corrected:
     """A result as its reader left it.
 
     Attributes:
-        found: the system's candidates in their order, then what the reader added, whose probability means nothing (1).
+        found: the system's candidates in their order, then what the reader added, whose score means nothing (1).
         added: bool (N,), which those are.
         unsure: bool (N,), what the reader left open; not accepted.
         by_reader: bool (N,), whose subtype is the reader's word: 0 or 1 stand for P(atypical).
@@ -148,77 +146,6 @@ class _About:
     counted_from_px: tuple[float, float] = (0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    type: str
-    coordinates: Any = None
-
-
-@dataclass(frozen=True)
-class _Classification:
-    """QuPath has `names` where there are several, which it shows joined."""
-
-    name: str | None = None
-    names: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return self.name or ": ".join(self.names)
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    name: str
-    value: Any = None
-
-
-@dataclass(frozen=True)
-class _Properties:
-    """`measurements` is a list before QuPath 0.4."""
-
-    name: str | None = None
-    classification: _Classification | None = None
-    measurements: dict[str, Any] | list[_Measurement] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Feature:
-    type: Literal["Feature"]
-    geometry: _Geometry | None = None
-    properties: _Properties | None = None
-
-    @property
-    def kind(self) -> str:
-        return self.geometry.type if self.geometry else "without geometry"
-
-    @property
-    def said(self) -> _Properties:
-        return self.properties or _Properties()
-
-    @property
-    def class_name(self) -> str:
-        return str(self.said.classification or "")
-
-    @property
-    def places(self) -> Any:
-        coordinates = self.geometry and self.geometry.coordinates
-        return [coordinates] if self.kind == "Point" else coordinates
-
-    @property
-    def note(self) -> str:
-        return str(self.said.metadata.get("note") or self.said.metadata.get(DESCRIPTION) or "")
-
-    @property
-    def atypical(self) -> float:
-        """P(atypical) where it says what the class says, else NaN."""
-        measured = self.said.measurements
-        if isinstance(measured, list):
-            measured = {each.name: each.value for each in measured}
-        value: Any = measured.get("P(atypical)")
-        known = isinstance(value, float | int) and 0 <= value <= 1
-        return float(value) if known and self.class_name == (ATYPICAL if value >= 0.5 else NORMAL) else math.nan
-
-
 def read_review(
     path: Path,
     slide: Slide,
@@ -240,11 +167,12 @@ def read_review(
     Raises:
         UserError: it cannot be read, is of another image or result, or has what is no verdict on a point of the slide.
     """
-    head, features = _parts(path, read_json(path, REMEDY))
-    about = None if head is None else _converted(path, head, _About)
+    head, features = read_geojson(path, REMEDY)
+    said = head.get("midog_review")
+    about = None if said is None else converted(path, said, _About, REMEDY)
     if about:
         _check_is_of(path, about, identity, result_sha256, any_image)
-    marks = [each for each in _converted(path, features, list[_Feature]) if each.class_name != HOTSPOT]
+    marks = [each for each in features if each.class_name != HOTSPOT]
     _check_marks(path, marks)
     placed = [(mark, place) for mark in marks for place in _places(path, mark)]
     marks = [mark for mark, _ in placed]
@@ -261,26 +189,10 @@ def read_review(
     stayed = own & (abs(points - centres) <= ROUNDING_PX).all(axis=1)
     points[stayed] = centres[stayed]
     _check_places(path, slide, points, ~stayed)
-    names, notes = [mark.class_name for mark in marks], [mark.note for mark in marks]
-    atypical = np.array([mark.atypical for mark in marks], np.float32)
+    names, notes = [mark.class_name for mark in marks], [_note(mark) for mark in marks]
+    atypical = np.array([_atypical(mark) for mark in marks], np.float32)
     reviewed = np.array([mark.said.metadata.get("reviewed") == REVIEWED for mark in marks], bool)
     return Review(points, names, notes, candidates, atypical, reviewed, bound)
-
-
-def _parts(path: Path, content: Any) -> tuple[Any, list[Any]]:
-    """`midog_review` or None, and the features: of a collection, a list, or the one that there is."""
-    kind = content.get("type") if isinstance(content, dict) else None
-    features = content.get("features") if kind == "FeatureCollection" else [content] if kind == "Feature" else content
-    if not isinstance(features, list) or not all(isinstance(each, dict) for each in features):
-        raise UserError(f"{path}: not GeoJSON, no FeatureCollection and no Feature; {REMEDY}")
-    return content.get("midog_review") if kind else None, features
-
-
-def _converted(path: Path, value: Any, kind: type[Converted]) -> Converted:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise UserError(one_line(f"{path}: not GeoJSON of a review ({error}); {REMEDY}")) from None
 
 
 def _check_is_of(
@@ -298,7 +210,7 @@ def _check_is_of(
         raise UserError(f"{path}: a review of another result, of sha256 {about.result[:16]}...; give that RESULT.json")
 
 
-def _check_marks(path: Path, marks: Sequence[_Feature]) -> None:
+def _check_marks(path: Path, marks: Sequence[Feature]) -> None:
     """All are points, and have a verdict."""
     shapes = Counter(each.kind for each in marks if each.kind not in ("Point", "MultiPoint"))
     if shapes:
@@ -313,19 +225,33 @@ def _counted(counter: "Counter[str]") -> str:
     return ", ".join(f"{quoted(name) if name else 'no class'} ({count})" for name, count in counter.most_common())
 
 
-def _places(path: Path, mark: _Feature) -> list[tuple[float, float]]:
+def _places(path: Path, mark: Feature) -> list[tuple[float, float]]:
     """(x, y) of each of its points, as the file counts; a z is left out."""
+    coordinates: Any = [mark.coordinates] if mark.kind == "Point" else mark.coordinates
     try:
-        places = [(float(x), float(y)) for x, y, *_ in mark.places]
+        places = [(float(x), float(y)) for x, y, *_ in coordinates]
     except (TypeError, ValueError, OverflowError):
         places = [(math.nan, math.nan)]
     if not all(math.isfinite(side) for place in places for side in place):
-        found = quoted(mark.geometry and mark.geometry.coordinates)
-        raise UserError(one_line(f"{path}: coordinates {found} are no x and y; {REMEDY}"))
+        raise UserError(one_line(f"{path}: coordinates {quoted(mark.coordinates)} are no x and y; {REMEDY}"))
     return places
 
 
-def _numbered(path: Path, marks: Sequence[_Feature], count: int) -> NDArray[np.int64]:
+def _note(mark: Feature) -> str:
+    return str(mark.said.metadata.get("note") or mark.said.metadata.get(DESCRIPTION) or "")
+
+
+def _atypical(mark: Feature) -> float:
+    """P(atypical) where it says what the class says, else NaN."""
+    measured = mark.said.measurements
+    if isinstance(measured, list):
+        measured = {each.name: each.value for each in measured}
+    value: Any = measured.get("P(atypical)")
+    known = isinstance(value, float | int) and 0 <= value <= 1
+    return float(value) if known and mark.class_name == (ATYPICAL if value >= 0.5 else NORMAL) else math.nan
+
+
+def _numbered(path: Path, marks: Sequence[Feature], count: int) -> NDArray[np.int64]:
     """The candidates by the numbers that the page gave them, from 1; -1 for a1 and so on."""
     names = [each.said.name or "" for each in marks]
     numbers = [int(name[:18]) if name.isdecimal() else 0 for name in names]  # more digits than int64 are none of ours
@@ -374,13 +300,14 @@ def _check_places(path: Path, slide: Slide, points: NDArray[np.float64], placed:
         raise UserError(f"{path}: {covered} points lie on another; give one reader's review")
 
 
-def apply(slide: Slide, found: Detections, review: Review) -> Corrected:
+def apply(slide: Slide, found: Detections, review: Review, areas: Areas | None = None) -> Corrected:
     """A result with a reader's corrections.
 
     Args:
         slide: for its size.
         found: candidates, best first, as for `read_review`.
         review: of them.
+        areas: where it is counted, for the agreement alone; None: everywhere.
     """
     is_new = review.candidates < 0
     new = np.tile(review.points[is_new], 2)
@@ -404,25 +331,29 @@ def apply(slide: Slide, found: Detections, review: Review) -> Corrected:
     corrected = replace(joined, boxes=joined.boxes + np.tile(shift, 2), accepted=accepted, atypical=atypical)
 
     added = np.arange(len(joined)) >= len(found)
+    was, now = places_nm(slide, joined.centres), places_nm(slide, corrected.centres)
+    was_counted, counted = (areas.holds(each) if areas else np.ones(len(joined), bool) for each in (was, now))
     by_system = ~added
     by_system[~added] = found.accepted
+    by_system &= was_counted
+    of_reader = accepted & counted
     agreement = Agreement(
         system=int(by_system.sum()),
-        reader=int(accepted.sum()),
-        both=int((by_system & accepted).sum()),
-        refused=int((by_system & ~accepted & ~unsure).sum()),
-        added=int((~by_system & accepted).sum()),
-        moved=int((shift.any(axis=1) & accepted).sum()),
-        not_sure=int(unsure.sum()),
-        hotspot_system=_most(slide, found),
-        hotspot_reader=_most(slide, corrected),
+        reader=int(of_reader.sum()),
+        both=int((by_system & of_reader).sum()),
+        refused=int((by_system & ~of_reader & ~unsure).sum()),
+        added=int((~by_system & of_reader).sum()),
+        moved=int((shift.any(axis=1) & of_reader).sum()),
+        not_sure=int((unsure & counted).sum()),
+        hotspot_system=_most(was[by_system], slide),
+        hotspot_reader=_most(now[of_reader], slide),
     )
     return Corrected(corrected, added, unsure, by_reader, reviewed, notes, agreement)
 
 
-def _most(slide: Slide, found: Detections) -> int:
+def _most(places: NDArray[np.int64], slide: Slide) -> int:
     """Figures in the hotspot."""
-    hotspot = hotspot_of(slide, found)
+    hotspot = find_hotspot(places, size_nm(slide))
     return hotspot.count if hotspot else 0
 
 

@@ -1,13 +1,11 @@
 /*
-The window with the most mitotic figures and the map of how densely they lie, as midog/report/hotspot.py and density.py
-find them, to the nanometre: what the page counts after a correction is what the program would write. Nothing here
-knows the page.
+The window with the most mitotic figures, as midog/report/hotspot.py finds it, to the nanometre: what the page counts
+after a correction is what the program would write. Nothing here knows the page.
 */
 const Hotspot = (() => {
   "use strict";
 
   const NM_PER_MM = 1_000_000;
-  const NEGLIGIBLE_SIGMAS = 9; // a Gaussian's weight there is below 1e-17
 
   /** To the nearest whole number and, as numpy does, from the middle to the even one. */
   function roundHalfEven(value) {
@@ -142,59 +140,5 @@ const Hotspot = (() => {
     }
   }
 
-  /**
-  Figures per mm2: a Gaussian around each figure, divided by the part of it that the image holds.
-  Places and sizes are mm from the outer corner of the first pixel, `cells` those of the grid's longer side.
-  {columns, rows, values}, a Float64Array row by row, each the value in its cell's centre.
-  */
-  function density(xsMm, ysMm, widthMm, heightMm, kernelMm, cells) {
-    const cell = Math.max(widthMm, heightMm) / cells;
-    const [across, down] = [widthMm, heightMm].map(side => axis(side, roundHalfEven(side / cell) || 1, kernelMm));
-    const columns = across.count, rows = down.count;
-    const blurredDown = new Float64Array(rows * columns), withFigures = new Set();
-    for (let i = 0; i < xsMm.length; i++) {
-      const column = across.cellOf(xsMm[i]), row = down.cellOf(ysMm[i]);
-      if (column < 0 || row < 0) continue;
-      withFigures.add(column);
-      for (let to = 0; to < rows; to++) blurredDown[to * columns + column] += down.weights[rows + to - row];
-    }
-    const values = new Float64Array(rows * columns);
-    for (let row = 0; row < rows; row++) {
-      const line = values.subarray(row * columns, (row + 1) * columns);
-      for (const column of withFigures) {
-        const figures = blurredDown[row * columns + column], last = Math.min(columns - 1, column + across.reach);
-        for (let to = Math.max(0, column - across.reach); to <= last; to++)
-          line[to] += figures * across.weights[columns + to - column];
-      }
-      for (let to = 0; to < columns; to++) line[to] /= down.held[row] * across.held[to] * down.step * across.step;
-    }
-    return {columns, rows, values};
-  }
-
-  /** One axis of the grid: the cell of a place, -1 outside, and the Gaussian's weights d cells away, at `count` + d. */
-  function axis(side, count, kernelMm) {
-    const step = side / count;
-    const weights = Float64Array.from({length: 2 * count}, (_, place) =>
-      Math.exp(-(((place - count) * step / kernelMm) ** 2) / 2));
-    const held = Float64Array.from({length: count}, (_, cell) =>
-      weights.subarray(count - cell, 2 * count - cell).reduce((sum, weight) => sum + weight));
-    const edge = cell => cell === count ? side : cell * step;
-    const cellOf = place => {
-      if (!(place >= 0 && place <= side)) return -1;
-      const cell = Math.min(Math.floor(place / step), count - 1); // the quotient may be rounded over an edge
-      if (place < edge(cell)) return cell - 1;
-      return cell < count - 1 && place >= edge(cell + 1) ? cell + 1 : cell;
-    };
-    return {count, step, weights, held, cellOf, reach: Math.ceil(NEGLIGIBLE_SIGMAS * kernelMm / step)};
-  }
-
-  /** The round number at which the colour scale of a density map ends; 1 where there are no figures. */
-  function scaleTop(values) {
-    const highest = values.reduce((most, value) => Math.max(most, value), 0);
-    if (highest <= 0) return 1;
-    const power = 10 ** Math.floor(Math.log10(highest));
-    return power * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find(factor => factor * power >= highest);
-  }
-
-  return {NM_PER_MM, places, extent, find, areaMm2, holds, density, scaleTop};
+  return {NM_PER_MM, places, extent, find, areaMm2, holds};
 })();

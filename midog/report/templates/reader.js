@@ -7,12 +7,13 @@ window.reader = (() => {
   const state = State.create(data);
   const bySystem = state.summary();
   const viewer = Viewer.create(byId("viewer"), byId("scale-bar"), data, pixels);
-  const Z_95 = 1.959964;  // standard normal quantile of .975
   const FIELD_UM = 24, CROP = 96;  // side of a card's picture, um and px
   const ON_STRIP = 10, CARDS = 400, ROWS = 100;  // that are shown at once
   const LATER = 250;  // ms after the last change until what lies further down follows
+  const RETRY = 1000;  // ms, while the slide is being read
 
   let current = -1, withSubtypes = false;
+  let shownKey = "hotspot";  // of the protocol whose window is drawn
   let cardsShown = CARDS, rowsShown = ROWS;
 
   const short = number => Number(number.toPrecision(3)).toLocaleString("en");
@@ -35,6 +36,7 @@ window.reader = (() => {
     open: i => state.isFigure(i) && !state.touched[i],
     unsure: i => state.verdict[i] === "unsure",
     rejected: i => state.verdict[i] === "rejected",
+    threshold: i => state.isForThreshold(i),
     all: () => true,
   };
   const chosen = isChosen => state.x.flatMap((_, i) => isChosen(i) && !isRemoved(i) ? [i] : []);
@@ -42,6 +44,7 @@ window.reader = (() => {
 
   function kindOf(i) {
     if (isRemoved(i)) return null;
+    if (state.isFigure(i) && !state.isCounted(i)) return "outside";
     if (state.isFigure(i)) return state.subtype[i] === "atypical" ? "atypical" : "accepted";
     if (state.verdict[i] === "unsure") return "unsure";
     if (state.touched[i]) return "refused";
@@ -101,10 +104,7 @@ window.reader = (() => {
       saving.save();
       refresh();
     },
-    hotspot: () => {
-      const {hotspot} = state.summary();
-      if (hotspot) viewer.goToBox(hotspot.box);
-    },
+    hotspot: () => show("hotspot"),
     whole: () => viewer.goToWhole(),
     closer: () => viewer.map.zoomIn(),
     further: () => viewer.map.zoomOut(),
@@ -151,7 +151,8 @@ window.reader = (() => {
   const say = text => { byId("said").textContent = text; };
 
   function describe(i) {
-    const lines = [`No. ${state.name(i)}` + (state.p[i] === null ? "" : `, probability ${state.p[i].toFixed(3)}`)];
+    const score = state.p[i] === null ? "" : `, ${data.scoreName.toLowerCase()} ${state.p[i].toFixed(3)}`;
+    const lines = [`No. ${state.name(i)}${score}`];
     if (state.pAtypical[i] !== null) lines.push(`P(atypical) ${state.pAtypical[i].toFixed(3)}`);
     lines.push(`${state.x[i].toFixed(0)}, ${state.y[i].toFixed(0)} px`);
     return lines;
@@ -210,60 +211,135 @@ window.reader = (() => {
         facts.push(state.subtype[current] + (state.pAtypical[current] === null ? ""
           : `, P(atypical) ${state.pAtypical[current].toFixed(2)}`));
       if (state.summary().inHotspot[current]) facts.push("in the hotspot");
+      if (!state.isCounted(current)) facts.push("not counted here");
+      const sentence = data.sentences[Math.min(Math.floor(state.p[current] * 10), 9)];
+      if (state.p[current] !== null && sentence) facts.push(sentence);
       if (pixels && !viewer.isSharp(state.x[current], state.y[current])) facts.push("coarse here: see midog view");
     }
     byId("about").textContent = facts.join(" · ") || "Click one on the slide or in the list, or press n.";
   }
 
-  // With the interval of Wilson, J Am Stat Assoc 1927;22:209-212.
-  function share(count, total) {
-    const fraction = count / total, squared = Z_95 ** 2, middle = fraction + squared / (2 * total);
-    const half = Z_95 * Math.sqrt(fraction * (1 - fraction) / total + squared / (4 * total ** 2));
-    const [low, high] = [middle - half, middle + half].map(end => (100 * end / (1 + squared / total)).toFixed(0));
-    return `Atypical: ${whole(count)} of ${whole(total)}; 95 % interval ${low} to ${high} %`;
+  function share({atypical, classified}) {
+    const said = `Atypical: ${whole(atypical)} of ${whole(classified)}`;
+    if (classified === 0) return "";
+    if (classified < data.leastFigures) return `${said}; a share is not given below ${data.leastFigures} figures`;
+    const ends = Counts.wilsonInterval(atypical, classified).map(end => (100 * end).toFixed(0));
+    return `${said}, ${(100 * atypical / classified).toFixed(0)} %; 95 % interval ${ends.join(" to ")} %`;
   }
 
+  // --- what is counted ---
+
+  const rows = new Map(data.protocols.map(({key, name}) => {
+    const [system, reader, interval, rate] = ["", "by-reader", "", ""].map(name => make("td", [], {class: name}));
+    reader.id = `by-reader-${key}`;
+    const detail = make("td", [], {class: "detail", colspan: 5}), button = make("button", name, {type: "button"});
+    const numbers = make("tr", [make("th", button, {scope: "row"}), system, reader, interval, rate]);
+    const body = make("tbody", [numbers, make("tr", detail)]);
+    body.addEventListener("click", () => show(key));
+    byId("protocols").append(body);
+    return [key, {body, button, detail, system, reader, interval, rate}];
+  }));
+
+  function detailsOf({areaMm2, askedMm2, isReached, tissueMm2, boxes}) {
+    const area = isReached ? short(areaMm2) : `area not reached: ${short(areaMm2)} of ${short(askedMm2)}`;
+    const tissue = tissueMm2 === null ? "…" : short(tissueMm2);
+    const place = boxes.map(([left, top]) => ` · from ${left.toFixed(0)},\u00a0${top.toFixed(0)}\u00a0px`).join("");
+    return `${area} mm², tissue ${tissue}${place}`;
+  }
+
+  const rounded = end => end < 10 ? short(Number(end.toFixed(1))) : whole(Math.round(end));
+
+  function fillProtocols() {
+    state.summary().protocols.forEach((found, i) => {
+      const {body, button, detail, system, reader, interval, rate} = rows.get(found.key);
+      const before = bySystem.protocols[i].figures, isShown = found.key === shownKey;
+      const known = text => found.areaMm2 ? text : "–";  // no field fits on the image
+      system.textContent = known(whole(before));
+      reader.textContent = known(whole(found.figures));
+      reader.classList.toggle("changed", found.figures !== before);
+      interval.textContent = known(found.interval.map(rounded).join("–"));
+      rate.textContent = found.perMm2Tissue === null ? "–" : short(found.perMm2Tissue);
+      detail.textContent = detailsOf(found);
+      detail.classList.toggle("short-of", !found.isReached);
+      body.classList.toggle("shown", isShown);
+      button.setAttribute("aria-pressed", isShown);
+    });
+    const {name, boxes, circles} = protocolOf(state.summary());
+    byId("window-name").textContent = `${name}; dashed: the system's`;
+    byId("window-key").hidden = boxes.length + circles.length === 0;
+  }
+
+  const rateOf = ({perMm2Tissue}) => perMm2Tissue === null ? "" : ` (${short(perMm2Tissue)} per mm² of tissue)`;
+
   function fillCounts() {
-    const {figures, perMm2, hotspot, unsure, atypical} = state.summary();
-    const set = (id, value, old) => {
-      byId(`by-reader-${id}`).textContent = value;
-      byId(`by-reader-${id}`).classList.toggle("changed", value !== old);
-    };
-    const count = ({hotspot: found}) => found ? whole(found.count) : "none";
-    const rate = ({hotspot: found}) => found ? short(found.perMm2) : "–";
-    set("figures", whole(figures), whole(bySystem.figures));
-    set("rate", short(perMm2), short(bySystem.perMm2));
-    set("hotspot", count(state.summary()), count(bySystem));
-    set("hotspot-rate", rate(state.summary()), rate(bySystem));
-    set("unsure", unsure ? whole(unsure) : "–", "–");
-    const classified = chosen(i => state.isFigure(i) && state.subtype[i] !== null).length;
-    byId("share").textContent = classified ? share(atypical, classified) : "";
-    const mm = nm => (nm / Hotspot.NM_PER_MM).toFixed(3);
-    byId("window").textContent = hotspot
-      ? `Hotspot ${mm(hotspot.width)} × ${mm(hotspot.height)} mm at ${mm(hotspot.left)}, ${mm(hotspot.top)} mm `
-        + `(${hotspot.box[0].toFixed(0)},\u00a0${hotspot.box[1].toFixed(0)}\u00a0px)`
-      : "No hotspot: no mitotic figure was accepted.";
+    const {figures, hotspot, protocols, unsure} = state.summary();
+    fillProtocols();
+    byId("share").textContent = share(state.summary());
     const those = isChosen => whole(chosen(isChosen).length);
     byId("changes").textContent = [
       `${those(i => state.isFigure(i) && state.touched[i])} of ${whole(figures)} confirmed`,
       `${those(i => state.system[i] && state.verdict[i] === "rejected")} rejected`,
       `${those(i => state.isFigure(i) && !state.system[i])} added`,
       `${those(isMoved)} moved`,
+      ...unsure ? [`${whole(unsure)} not sure`] : [],
     ].join(" · ");
-    byId("recount").textContent = [plural(figures, "mitotic figure", "mitotic figures"), `${short(perMm2)} per mm²`,
-      ...hotspot ? [`${whole(hotspot.count)} in the hotspot (${short(hotspot.perMm2)} per mm²)`] : []].join(" · ");
+    const everywhere = protocols.find(({key}) => key === "whole");
+    const all = plural(figures, "mitotic figure", "mitotic figures") + rateOf(everywhere);
+    const most = hotspot ? `${whole(hotspot.figures)} in the hotspot${rateOf(hotspot)}`
+      : "no hotspot: no mitotic figure was accepted";
+    byId("recount").textContent = byId("recounted").textContent = `${all} · ${most}`;
     byId("value").textContent = (state.threshold ?? data.threshold).toFixed(2);
     byId("threshold").value = state.threshold ?? data.threshold;
     byId("as-result").disabled = state.threshold === null;
   }
 
+  // --- where it is counted ---
+
+  const inPx = rings => rings.map(ring => ring.map(place => place.map((nm, axis) => nm / (1000 * data.umPerPx[axis]))));
+  const areas = data.areas.counted.map(inPx), excluded = inPx(data.areas.excluded);
+  const outlines = [...areas.map(rings => ({rings, colour: data.colours.area})),
+    {rings: excluded, colour: data.colours.excluded}];
+  const protocolOf = ({protocols}) => protocols.find(({key}) => key === shownKey);
+
+  // Draws a protocol's window or fields and goes there.
+  function show(key) {
+    shownKey = key;
+    refresh(false);
+    const {boxes, circles} = protocolOf(state.summary());
+    const named = data.protocols.filter(each => each.key.startsWith("area:")).findIndex(each => each.key === key);
+    const places = [...boxes.flatMap(([left, top, right, bottom]) => [[left, top], [right, bottom]]),
+      ...circles.flatMap(([x, y, across, down]) => [[x - across, y - down], [x + across, y + down]]),
+      ...(key === "areas" ? areas : areas.slice(named, named + 1)).flat(2)];
+    if (key === "whole" || places.length === 0) return viewer.goToWhole();
+    const [xs, ys] = [0, 1].map(axis => places.map(place => place[axis]));
+    viewer.goToBox([Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)]);
+  }
+
+  async function readTissue() {
+    for (;;) {
+      const answer = await fetch(data.tissueUrl);
+      if (answer.ok) {
+        const read = await answer.json();
+        state.setTissue(read);
+        data.tissue = read.tissue;
+        break;
+      }
+      if (answer.status !== 503) return byId("tissue").replaceChildren("not known: ", await answer.text());
+      await new Promise(resolve => setTimeout(resolve, RETRY));
+    }
+    byId("tissue").textContent = `${short(data.tissue.mm2)} mm²`;
+    refresh();
+  }
+
   function showMarks() {
-    const {hotspot} = state.summary();
-    const windows = [];
-    if (byId("show-hotspot").checked) {
-      if (bySystem.hotspot && String(bySystem.hotspot.box) !== String(hotspot?.box))
-        windows.push({box: bySystem.hotspot.box, colour: data.colours.hotspot, dash: [7, 6]});
-      if (hotspot) windows.push({box: hotspot.box, colour: data.colours.hotspot});
+    const windows = [...outlines];
+    if (byId("show-window").checked) {
+      const ofProtocol = ({boxes, circles}) => [...boxes.map(box => ({box})), ...circles.map(circle => ({circle}))];
+      const [systems, readers] = [bySystem, state.summary()].map(summary => ofProtocol(protocolOf(summary)));
+      const colour = data.colours.hotspot;
+      if (JSON.stringify(systems) !== JSON.stringify(readers))
+        windows.push(...systems.map(each => ({...each, colour, dash: [7, 6]})));
+      windows.push(...readers.map(each => ({...each, colour})));
     }
     const shown = byId("show-points").checked;
     const kinds = state.x.map((_, i) => i === current ? kindOf(i) ?? "rejected" : shown ? kindOf(i) : null);
@@ -281,7 +357,8 @@ window.reader = (() => {
         const lines = [make("span", state.p[i] === null ? "added" : state.p[i].toFixed(3), {class: "p"})];
         if (state.pAtypical[i] !== null)
           lines.push(make("span", `P(atypical) ${state.pAtypical[i].toFixed(2)}`, {class: "wide"}));
-        lines.push(make("span", verdictOf(i), {class: "verdict wide"}));
+        const outside = ", not counted".repeat(!state.isCounted(i));
+        lines.push(make("span", verdictOf(i) + outside, {class: "verdict wide"}));
         lines.push(make("span", `${state.x[i].toFixed(0)}, ${state.y[i].toFixed(0)} px`, {class: "soft wide"}));
         cards.set(key, cellButton(i, "card", ...lines));
       }
@@ -298,7 +375,7 @@ window.reader = (() => {
       const cells = [state.name(i), state.label(i), state.p[i]?.toFixed(4) ?? "",
         ...withSubtypes ? [state.pAtypical[i]?.toFixed(3) ?? ""] : [], state.x[i].toFixed(1), state.y[i].toFixed(1),
         mm[0].toFixed(4), mm[1].toFixed(4), inHotspot[i] ? "yes" : "",
-        [reviewOf(i), state.note[i]].filter(Boolean).join(": ")];
+        [state.isCounted(i) ? "" : "not counted", reviewOf(i), state.note[i]].filter(Boolean).join(": ")];
       return make("tr", cells.map(text => make("td", text)), {"data-number": i});
     }));
     byId("no-rows").hidden = items.length > 0;
@@ -306,11 +383,12 @@ window.reader = (() => {
   }
 
   function fillDensity() {
-    const figures = chosen(i => state.isFigure(i)), {hotspot} = state.summary(), frame = byId("density-window");
+    const figures = chosen(i => state.isFigure(i) && state.isCounted(i)), frame = byId("density-window");
+    const {hotspot} = state.summary();
     const top = Density.paint(byId("density"), figures.map(i => state.x[i]), figures.map(i => state.y[i]), data);
-    byId("density-top").textContent = Number(top.toPrecision(3));
+    byId("density-top").textContent = whole(top);
     frame.hidden = !hotspot;
-    hotspot?.box.forEach((px, side) => {
+    hotspot?.boxes[0].forEach((px, side) => {
       const percent = 100 * px / data.size[side % 2];
       frame.style[["left", "top", "right", "bottom"][side]] = `${side < 2 ? percent : 100 - percent}%`;
     });
@@ -385,7 +463,7 @@ window.reader = (() => {
   byId("threshold").addEventListener("input", () => change(() => state.setThreshold(Number(byId("threshold").value))));
   byId("as-result").addEventListener("click", () => change(() => state.setThreshold(null)));
   byId("list").addEventListener("change", () => refresh(false));
-  for (const id of ["show-points", "show-hotspot"]) byId(id).addEventListener("change", showMarks);
+  for (const id of ["show-points", "show-window"]) byId(id).addEventListener("change", showMarks);
   byId("rejected").addEventListener("change", () => refresh());
   byId("more").addEventListener("click", () => { rowsShown += 500; fillTable(); });
   byId("more-cards").addEventListener("click", () => { cardsShown += CARDS; fillGallery(); });
@@ -408,6 +486,7 @@ window.reader = (() => {
   setMode("look");
   refresh();
   fillRest();
+  if (data.tissueUrl) readTissue().catch(() => { byId("tissue").textContent = "not known"; });
   document.body.dataset.readyMs = Math.round(performance.now());
   return {state, viewer};
 })();

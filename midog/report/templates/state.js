@@ -17,6 +17,7 @@ const State = (() => {
   const KINDS = Object.fromEntries(Object.entries(NAMES).map(([kind, name]) => [name, kind]));
   const EDITED = ["x", "y", "verdict", "subtype", "note", "touched"]; // columns that a reader changes
   const FIXED = ["p", "pAtypical", "system", "origin"];
+  const SAMPLE = 40; // verdicts that fit a local threshold: midog/evaluation/local_threshold.py asks for 30 to 50
   const SAME_PX = 1e-6; // adding and subtracting the corner moves a place by no more
 
   /** Why a file is not taken over, in words for the reader. */
@@ -25,14 +26,14 @@ const State = (() => {
   /**
   The columns have an entry a candidate:
     x, y: px.
-    p, pAtypical: the system's probabilities; null for added ones, and where the system was not asked.
+    p, pAtypical: the system's score and P(atypical); null for added ones, and where the system was not asked.
     system: whether the system accepted it.
     origin: "system" or "reader".
     verdict: "accepted", "rejected" or "unsure"; an added one is removed by "rejected".
     subtype: "atypical", "normal" or null.
     note: text.
     touched: whether the reader had a say in it.
-  `threshold` is the probability from which untouched candidates are accepted, or null: as the result says. `reason`
+  `threshold` is the score from which untouched candidates are accepted, or null: as the result says. `reason`
   tells why `load` or `restore` gave false.
   */
   class Review {
@@ -41,12 +42,17 @@ const State = (() => {
     #history = []; // functions that take a change back, the latest last
     #lastIsThreshold = false;
     #extent; // nm
+    #sample; // of the ranks around the operating point
     #nm; // [x, y] of every candidate
+    #held; // where each counts, as `Counts` has it
+    #counter;
     #summary = null;
 
     constructor(data) {
       this.#data = data;
       this.#extent = Hotspot.extent(data.size, data.umPerPx);
+      this.#counter = Counts.create(data, this.#extent);
+      this.#sample = new Set(spread(data.accepted));
       this.#start = {
         x: data.x,
         y: data.y,
@@ -83,12 +89,12 @@ const State = (() => {
       const i = this.#append({x, y, verdict: "accepted", subtype: null, note: ""});
       this.#changed(() => {
         for (const column of [...EDITED, ...FIXED]) this[column].pop();
-        for (const axis of this.#nm) axis.pop();
+        for (const column of [...this.#nm, this.#held]) column.pop();
       });
       return i;
     }
 
-    /** Accept candidates from this probability on, but for those that the reader touched; null: as the result says. */
+    /** Accept candidates from this score on, but for those that the reader touched; null: as the result says. */
     setThreshold(threshold) {
       const before = this.threshold;
       this.#setThreshold(threshold);
@@ -117,6 +123,11 @@ const State = (() => {
       return NAMES[this.isFigure(i) && this.subtype[i] || this.verdict[i]];
     }
 
+    /** Whether its verdict helps to fit a local threshold, and is not known yet. */
+    isForThreshold(i) {
+      return this.#sample.has(i) && !this.touched[i];
+    }
+
     /** Its number in every file of a report. */
     name(i) {
       const count = this.#data.x.length;
@@ -128,34 +139,52 @@ const State = (() => {
       return this.touched.reduce((sum, touched, i) => sum + (touched && !this.#isRemoved(i)), 0);
     }
 
+    /** Whether it lies where it is counted. */
+    isCounted(i) {
+      return Counts.isCounted(this.#held[i]);
+    }
+
+    /** Take over what is known of the tissue, and of the protocols by it, now that the slide was read. */
+    setTissue({tissue, protocols}) {
+      this.#counter = Counts.create({...this.#data, tissue, protocols}, this.#extent);
+      this.#summary = null;
+    }
+
     /**
-    {figures, unsure, atypical, perMm2, inHotspot: a bool a candidate, hotspot: null or {left, top, width, height (nm),
-    count, areaMm2, perMm2, box: left, top, right, bottom in px from the outer corner of the first pixel}}
+    {figures, unsure, atypical, classified, inHotspot: a bool a candidate, protocols: of `Counts`, each with `boxes` and
+    `circles` in px from the outer corner of the first pixel: left, top, right, bottom; x, y and the radii along both,
+    hotspot: the first of them, or null without figures}; figures are all, atypical and classified those that count.
     */
     summary() {
       return this.#summary ??= this.#summarize();
     }
 
     #summarize() {
-      const {areaMm2, long, short} = this.#data;
       const [xs, ys] = this.#nm;
       const figures = this.verdict.flatMap((verdict, i) => verdict === "accepted" ? [i] : []);
-      const found = Hotspot.find(figures.map(i => xs[i]), figures.map(i => ys[i]), ...this.#extent, long, short);
+      const columns = [xs, ys, this.#held].map(column => figures.map(i => column[i]));
+      const protocols = this.#counter.count(...columns).map(found => this.#inPx(found));
+      const hotspot = protocols[0].window && protocols[0], {window} = protocols[0];
+      const classified = figures.filter(i => this.subtype[i] !== null && this.isCounted(i));
       return {
         figures: figures.length,
         unsure: this.verdict.reduce((sum, verdict) => sum + (verdict === "unsure"), 0),
-        atypical: figures.reduce((sum, i) => sum + (this.subtype[i] === "atypical"), 0),
-        perMm2: figures.length / areaMm2,
-        inHotspot: xs.map((x, i) => found !== null && Hotspot.holds(found, x, ys[i])),
-        hotspot: found && this.#measured(found),
+        atypical: classified.reduce((sum, i) => sum + (this.subtype[i] === "atypical"), 0),
+        classified: classified.length,
+        inHotspot: xs.map((x, i) => window !== null && this.isCounted(i) && Hotspot.holds(window, x, ys[i])),
+        protocols,
+        hotspot,
       };
     }
 
-    #measured(window) {
-      const {left, top, width, height, count} = window, area = Hotspot.areaMm2(window);
-      const corners = [left, top, left + width, top + height];
-      const box = corners.map((nm, side) => nm / (this.#data.umPerPx[side % 2] * 1000));
-      return {...window, areaMm2: area, perMm2: count / area, box};
+    #inPx(found) {
+      const {window, circles} = found, nm = this.#data.umPerPx.map(um => um * 1000);
+      const corners = window && [window.left, window.top, window.left + window.width, window.top + window.height];
+      return {
+        ...found,
+        boxes: corners ? [corners.map((place, side) => place / nm[side % 2])] : [],
+        circles: circles.map(([x, y, radius]) => [x / nm[0], y / nm[1], radius / nm[0], radius / nm[1]]),
+      };
     }
 
     // --- files ---
@@ -189,7 +218,7 @@ const State = (() => {
         metadata, // texts, because QuPath keeps nothing else there
       };
       if (this.origin[i] === "system") {
-        properties.measurements.probability = this.p[i];
+        properties.measurements.score = this.p[i];
         metadata.system = NAMES[this.system[i] ? "accepted" : "rejected"];
         if (this.#isMoved(i))
           metadata.moved_from = this.#fromCorner(this.#start.x[i], this.#start.y[i]).join(", ");
@@ -201,7 +230,7 @@ const State = (() => {
       return {type: "Feature", geometry: {type: "Point", coordinates}, properties};
     }
 
-    #hotspotFeature({box, count, perMm2}) {
+    #hotspotFeature({window, boxes: [box]}) {
       const {corner, colours} = this.#data;
       const [left, top, right, bottom] = box.map((px, side) => round(px - corner[side % 2], 2));
       return {
@@ -214,7 +243,7 @@ const State = (() => {
           objectType: "annotation",
           name: "hotspot",
           classification: {name: "hotspot", color: rgb(colours.hotspot)},
-          measurements: {figures: count, "figures per mm2": round(perMm2, 4)},
+          measurements: {figures: window.count, "figures per mm2": round(window.count / Hotspot.areaMm2(window), 4)},
         },
       };
     }
@@ -294,7 +323,7 @@ const State = (() => {
       const columns = {
         number: i => this.name(i),
         name: i => this.label(i),
-        probability: i => this.p[i]?.toFixed(6) ?? "",
+        score: i => this.p[i]?.toFixed(6) ?? "",
         p_atypical: i => this.pAtypical[i]?.toFixed(6) ?? "",
         x_px: i => this.x[i].toFixed(2),
         y_px: i => this.y[i].toFixed(2),
@@ -336,7 +365,7 @@ const State = (() => {
     #write(i, row) {
       for (const [column, value] of Object.entries(row)) this[column][i] = value;
       const [x, y] = Hotspot.places([this.x[i]], [this.y[i]], this.#data.umPerPx);
-      [this.#nm[0][i], this.#nm[1][i]] = [x[0], y[0]];
+      [this.#nm[0][i], this.#nm[1][i], this.#held[i]] = [x[0], y[0], this.#counter.held(x[0], y[0])];
     }
 
     #changed(back) {
@@ -360,6 +389,7 @@ const State = (() => {
       this.system = accepted.map(Boolean);
       this.origin = p.map(() => "system");
       this.#nm = Hotspot.places(this.x, this.y, umPerPx);
+      this.#held = this.#nm[0].map((x, i) => this.#counter.held(x, this.#nm[1][i]));
       this.#summary = null;
     }
 
@@ -420,6 +450,13 @@ const State = (() => {
       const [cornerX, cornerY] = this.#data.corner;
       return [x + 0.5 - cornerX, y + 0.5 - cornerY];
     }
+  }
+
+  /** Numbers of at most `SAMPLE` candidates, spread evenly over as many ranks below the last accepted as above. */
+  function spread(accepted) {
+    const ranks = Math.min(accepted.length, Math.max(2 * accepted.filter(Boolean).length, 2 * SAMPLE));
+    const count = Math.min(SAMPLE, ranks);
+    return Array.from({length: count}, (_, place) => Math.floor((place + 0.5) * ranks / count));
   }
 
   const rgb = colour => [1, 3, 5].map(start => parseInt(colour.slice(start, start + 2), 16));

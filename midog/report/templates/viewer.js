@@ -6,8 +6,9 @@ const Viewer = (() => {
   const KEPT = 200;  // decoded tiles
   const ATTEMPTS = 60, RETRY = 1000;  // of a tile that does not come, and ms between them
   const MAX_ZOOM = 3;
-  // By kind, px of the screen; "refused" ones are the reader's, "rejected" ones the system's. Later ones lie on top.
-  const LEAST_RADIUS = {rejected: 3.5, refused: 5.5, unsure: 6, accepted: 7, atypical: 7};
+  // By kind, px of the screen; "refused" ones are the reader's, "rejected" ones the system's, and figures that
+  // do not count are "outside". Later ones lie on top.
+  const LEAST_RADIUS = {rejected: 3.5, refused: 5.5, outside: 7, unsure: 6, accepted: 7, atypical: 7};
   const CROWDED = 400;  // of more figures the rings are smaller
   const CELL_SEEN = 14;  // px of the screen, from this radius on
   const MARGIN = .3;  // of the view's width and height, by which the marks' canvas is larger on each side
@@ -76,7 +77,9 @@ const Viewer = (() => {
     canvas.width = canvas.height = 2 * middle * ratio;
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
-    const strokes = {rejected: [[1.8, colour]], refused: [[3.6, "#fff"], [1.8, colour]]};
+    const strokes = {
+      rejected: [[1.8, colour]], refused: [[3.6, "#fff"], [1.8, colour]], outside: [[2.6, "#000b"], [1.2, colour]],
+    };
     for (const [width, style] of strokes[kind] ?? [[4.6, "#000b"], [2.4, colour]]) {
       context.lineWidth = width;
       context.strokeStyle = style;
@@ -131,7 +134,7 @@ const Viewer = (() => {
       spritesFor = key;
       for (const [kind, least] of Object.entries(LEAST_RADIUS)) {
         const radius = Math.max(radiusOf(kind) * scale(), crowded ? least / 2 : least);
-        sprites[kind] = {...sprite(kind, radius, data.colours[kind] ?? data.colours.rejected, ratio), radius};
+        sprites[kind] = {...sprite(kind, radius, data.colours[kind], ratio), radius};
       }
     }
 
@@ -147,9 +150,17 @@ const Viewer = (() => {
       context.setLineDash([]);
     }
 
-    function drawWindow({box, colour, dash}, origin) {
-      const [left, top, right, bottom] = box.map((side, i) => side * scale() + (i % 2 ? origin.y : origin.x));
-      strokeTwice(() => context.rect(left, top, right - left, bottom - top), colour, dash ? [4, 2] : [6, 3], dash);
+    function drawWindow({box, circle, rings, colour, dash}, origin) {
+      const onScreen = ([x, y]) => [origin.x + x * scale(), origin.y + y * scale()];
+      strokeTwice(() => {
+        if (box) {
+          const [left, top] = onScreen(box.slice(0, 2)), [right, bottom] = onScreen(box.slice(2));
+          context.rect(left, top, right - left, bottom - top);
+        }
+        if (circle) context.ellipse(...onScreen(circle), circle[2] * scale(), circle[3] * scale(), 0, 0, 2 * Math.PI);
+        for (const ring of rings ?? [])
+          ring.forEach((place, i) => context[i ? "lineTo" : "moveTo"](...onScreen(place)));
+      }, colour, dash ? [4, 2] : [6, 3], dash);
     }
 
     function drawCurrent(x, y, radius) {
@@ -250,7 +261,8 @@ const Viewer = (() => {
         map.dragging[mode === "move" ? "disable" : "enable"]();
       },
       // x, y, kinds (keys of LEAST_RADIUS; null: not shown), current (-1: none), a list of the added ones, and windows
-      // of {box: left, top, right, bottom in px from the corner, colour, dash}.
+      // of {colour, dash} and a box (left, top, right, bottom), a circle (x, y, the radii along both) or closed rings,
+      // in px from the corner.
       show(shown) {
         marks = shown;
         groups = {};
