@@ -239,7 +239,7 @@ def examine(runner: "Track1", slide: Slide, view: NDArray[np.uint8], count: Path
     tissue_mm2 *= math.prod(accepted.um_per_px) / math.prod(slide.um_per_px)
     findings = [
         scale(slide.resolution, trials[other.run], len(places), first, other, nucleus_ratio(looks, trained)),
-        axes(len(places), taken, best, tissue_mm2, given),
+        axes(len(places), given, taken, best, tissue_mm2),
         stains(looks, trained, run.said == SWAPPED, first, other),
         brightness(looks, trained),
         recall(hits, len(places), taken.hits),
@@ -376,7 +376,7 @@ def scale(
     return Finding("Scale", OK, said)
 
 
-def axes(figures: int, taken: Fit, best: Fit, tissue_mm2: float, given: Fit) -> Finding:
+def axes(figures: int, given: Fit, taken: Fit, best: Fit, tissue_mm2: float) -> Finding:
     """Whether the count's places are counted as the image's are: as given, as taken for all that follows, at best."""
     if taken.arrangement != Arrangement():
         met = f"{taken.hits} of {figures} figures are met if the count is {taken.arrangement}, {given.hits} as it is"

@@ -27,6 +27,7 @@ COLUMN = re.compile(
     "(?:centroid|center|centre|position|pos|coordinate|coord|point|location)?"
     "([xy])(?:coordinate|coord|position|pos|center|centre)?(px|pixels?|um|microns?|mm)?"
 )  # of a name in small letters, without anything between its letters and digits
+SAME_UNIT = {"pixel": "px", "pixels": "px", "micron": "um", "microns": "um"}
 UNITS = ("px", "", "um", "mm")  # the first that both axes have; "" are px
 CLASS_COLUMNS, IMAGE_COLUMNS = ("label", "class", "classification"), ("image", "imagename", "file", "filename")
 
@@ -95,11 +96,8 @@ def _of_table(path: Path, image: str) -> tuple[Floats, str]:
     """Places, and the unit that their columns name."""
     table, separator = _read_table(path)
     by_name = {re.sub("[^a-z0-9]", "", _small(name)): name for name in map(str, table.columns)}
-    columns = {match.groups(""): column for name, column in by_name.items() if (match := COLUMN.fullmatch(name))}
-    columns = {
-        (axis, {"p": "px", "m": "mm"}.get(unit[:1], unit) if unit[:2] != "mi" else "um"): column
-        for (axis, unit), column in columns.items()
-    }
+    matches = {column: match.groups("") for name, column in by_name.items() if (match := COLUMN.fullmatch(name))}
+    columns = {(axis, SAME_UNIT.get(unit, unit)): column for column, (axis, unit) in matches.items()}
     unit = next((each for each in UNITS if ("x", each) in columns and ("y", each) in columns), None)
     if unit is None:
         found = ", ".join(map(str, table.columns[:8]))

@@ -35,8 +35,8 @@ class Row:
         tissue_mm2: area of its tissue.
         figures: mitotic figures (Track 1), crops (Track 2).
         figures_per_mm2: of tissue.
-        hotspot_count, hotspot_mm2, hotspot_x_px, hotspot_y_px: figures in the hotspot, its area (2.37 unless the image is
-            smaller), and the pixel in its middle.
+        hotspot_count, hotspot_mm2, hotspot_x_px, hotspot_y_px: figures in the hotspot, its area, and the pixel in its
+            middle.
         atypical, atypical_low, atypical_high: share of the figures with its 95 % interval, where there are enough.
         atypical_count: how many.
         system: what made the result, and what the subtypes.

@@ -301,5 +301,5 @@ const Counts = (() => {
     }
   }
 
-  return {wilsonInterval, poissonInterval, isCounted, create: (data, extent) => new Counter(data, extent)};
+  return {wilsonInterval, poissonInterval, isCounted, unpacked, create: (data, extent) => new Counter(data, extent)};
 })();

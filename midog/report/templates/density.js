@@ -38,24 +38,16 @@ const Density = (() => {
     return power * ROUND.find(factor => factor * power >= highest);
   }
 
-  /** A byte for each cell of the mask: 1 is tissue. `runs` go row by row, of glass and of tissue in turn. */
-  function unpacked({columns, rows, runs}) {
-    const mask = new Uint8Array(columns * rows);
-    let end = 0;
-    runs.forEach((length, number) => mask.fill(number % 2, end, end += length));
-    return mask;
-  }
-
   /** The cell of another grid's axis that the middle of a cell lies in. */
   const below = (cell, count, others) => Math.floor((cell + 0.5) / count * others);
 
-  // Fills a canvas, a px for each cell of the grid, clear where the middle of the cell is glass, as far as that is known;
-  // places are px of the slide. Gives the number where the colours end.
+  // Fills a canvas, a px for each cell of the grid, clear where the middle of the cell is glass, as far as that is
+  // known; places are px of the slide. Gives the number where the colours end.
   function paint(canvas, x, y, {size, umPerPx, tissue, density: {diameterMm, cells, colours}}) {
     const mm = numbers => numbers.map(nm => nm / Hotspot.NM_PER_MM);
     const [xs, ys] = Hotspot.places(x, y, umPerPx).map(mm), sides = mm(Hotspot.extent(size, umPerPx));
     const {columns, rows, values} = field(xs, ys, ...sides, diameterMm, cells);
-    const top = scaleTop(values), last = colours.length - 1, mask = tissue && unpacked(tissue);
+    const top = scaleTop(values), last = colours.length - 1, mask = tissue && Counts.unpacked(tissue.runs);
     const stops = colours.map(colour => [1, 3, 5].map(start => parseInt(colour.slice(start, start + 2), 16)));
     const shades = new Uint32Array(Uint8ClampedArray.from(Array.from({length: top + 1}, (_, value) => {
       const place = value / top * last, stop = Math.min(Math.floor(place), last - 1);
