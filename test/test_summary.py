@@ -89,7 +89,7 @@ def test_the_values_of_a_row(tmp_path):
         size="7215 x 5412",
         um_per_px="0.25 x 0.5",
         um_per_px_source="read",
-        tissue_mm2="4.000",
+        tissue_mm2="4.0000",
         figures="30",
         figures_per_mm2="7.500",
         hotspot_count="29",
@@ -119,7 +119,7 @@ def folder(tmp_path):
     (tmp_path / "sub/<a>&%.svs/report.html").touch()
     Image.new("RGB", (2000, 1064), "white").save(tmp_path / "sub/<a>&%.svs/overlay.png")
     rows = [
-        Row("sub/<a>&%.svs", "done", um_per_px_source="read", tissue_mm2="4.000", figures="30"),
+        Row("sub/<a>&%.svs", "done", um_per_px_source="read", tissue_mm2="4.0000", figures="30"),
         Row("b.svs", "done, resolution assumed", um_per_px_source="assumed", tissue_mm2="1.000", figures="5"),
         Row("c.svs", "failed", message="c.svs: <empty>"),
     ]
@@ -149,7 +149,7 @@ def test_totals_are_of_all_figures_and_all_tissue(folder):
         "Failed": "1",
         "Resolution assumed": "1",
         "Mitotic figures": "35",
-        "Tissue": "5.0 mm²",
+        "Tissue": "5.00 mm²",
         "per mm² of tissue": "7.00",
     }
     assert dict(totals([])) == {"Images": "0", "Done": "0", "Failed": "0", "Resolution assumed": "0"}

@@ -28,7 +28,6 @@ HEADINGS = {  # by column, in their order; those of numbers are sorted as such
     "tissue_mm2": "Tissue, mm²",
     "figures_per_mm2": "per mm² of tissue",
     "hotspot_count": "In the hotspot",
-    "hotspot_mm2": "of mm²",
     "hotspot_x_px": "Hotspot at, px",
     "atypical": "Atypical",
     "size": "Size, px",
@@ -97,7 +96,7 @@ def totals(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if regions:
         figures, tissue = sum(int(row.figures) for row in regions), sum(float(row.tissue_mm2) for row in regions)
         yield "Mitotic figures", f"{figures:,}"
-        yield "Tissue", f"{tissue:,.1f} mm²"
+        yield "Tissue", f"{tissue:,.2f} mm²"
         if tissue:
             yield "per mm² of tissue", f"{figures / tissue:.2f}"
 
@@ -109,6 +108,7 @@ def _shown(row: Row, folder: Path, reports: Sequence[str]) -> dict[str, Any]:
     place = f"{row.hotspot_x_px}, {row.hotspot_y_px}" * bool(row.hotspot_x_px)
     shown = {
         "status": ": ".join(filter(None, (row.status, row.message))),
+        "hotspot_count": f"{row.hotspot_count} in {row.hotspot_mm2} mm²" * bool(row.hotspot_count),
         "hotspot_x_px": place,
         "atypical": _share(row),
         "um_per_px": f"{row.um_per_px} {row.um_per_px_source}".strip(),

@@ -115,7 +115,7 @@ def row_of_region(
         **(_of_share(Share(share["atypical"], share["of"])) if share else {}),
         **places,
         size=f"{size[0]} x {size[1]}",
-        tissue_mm2=f"{counts['tissue_mm2']:.3f}",
+        tissue_mm2=f"{counts['tissue_mm2']:.4f}",
         figures=str(whole["figures"]),
         figures_per_mm2="" if whole["per_mm2_tissue"] is None else f"{whole['per_mm2_tissue']:.3f}",
         hotspot_count=str(hotspot["figures"]),
