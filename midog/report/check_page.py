@@ -13,8 +13,8 @@ from midog.detections import Detections
 from midog.files import write_file
 from midog.images.slide import Slide
 from midog.report.gallery import FIELD_UM, cut_crops
+from midog.report.html import rendered
 
-TEMPLATES = Path(__file__).parent / "templates"
 NAME = "check.html"
 OVERVIEW_PX = 2000  # longest side; tissue is measured on it, too
 RING_UM = 14.0
@@ -58,18 +58,9 @@ def write_check_page(
     Raises:
         UserError: the region cannot be read, or the disk refuses the page.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     scale = np.array(view.shape[1::-1]) / slide.size
-    page = environment.get_template(NAME).render(
+    page = rendered(
+        NAME,
         title=facts["region"],
         verdict=verdict,
         findings=findings,

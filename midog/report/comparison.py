@@ -28,6 +28,7 @@ from midog.report.draw import notices
 from midog.report.export import RESOLUTION, csv_text, resolution_cells
 from midog.report.gallery import FIELD_UM as CROP_UM
 from midog.report.gallery import cut_crops
+from midog.report.html import rendered
 from midog.report.overlay import LONGEST_SIDE
 from midog.report.review import FIGURES, MATCH_UM, read_review
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent / "templates"
 READER = "reader"
 REMEDY = "give each result's mitotic-figures.json, or a reader's reviewed.geojson"
 OVERVIEW = 1200  # px, the longest side of the page's map
@@ -191,20 +191,12 @@ def _render(
     picture: "Image.Image",
     said: Sequence[str],
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from PIL import Image
 
     overview = Image.fromarray(view)
     overview.thumbnail((OVERVIEW, OVERVIEW))
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("comparison.html").render(
+    return rendered(
+        "comparison.html",
         title=title,
         notices=said,
         size=slide.size,

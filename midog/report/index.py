@@ -15,12 +15,12 @@ from midog import __version__
 from midog.files import write_file, write_with
 from midog.report.canvas import HEADER
 from midog.report.counts import LEAST_FIGURES
+from midog.report.html import rendered
 from midog.report.summary import NAME, Row
 
 INDEX, THUMBNAIL = "index.html", "thumbnail.jpg"
 THUMBNAIL_SIDE = 320  # px at most
 QUALITY = 80  # of its JPEG
-TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {  # by column, in their order; those of numbers are sorted as such
     "image": "Image",
     "status": "Status",
@@ -60,17 +60,8 @@ def write_index(folder: Path, rows: Sequence[Row], reports: Sequence[str], runni
     Raises:
         UserError: the disk refuses it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template(INDEX).render(
+    page = rendered(
+        INDEX,
         title=folder.resolve().name,
         summary=NAME,
         program=__version__,

@@ -33,6 +33,7 @@ from midog.report.export import agreement_csv, candidates_geojson, counts_csv, f
 from midog.report.gallery import FIELD_UM, cut_crops, gallery
 from midog.report.hotspot import NM_PER_MM, places_nm, size_nm
 from midog.report.hotspot_picture import hotspot_picture
+from midog.report.html import TEMPLATES, rendered
 from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, outside_warning, overlay
 from midog.report.page_counts import areas_data, protocols_data, tissue_data
 from midog.report.protocols import FIELD_DIAMETER_MM, HOTSPOT
@@ -42,7 +43,6 @@ from midog.report.review import FORMAT, REVIEWED, Corrected, Review, apply, clas
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = (  # each needs those before it
     *("hotspot.js", "counts.js", "density.js", "state.js", "viewer.js", "saving.js", "reader.js"),
 )
@@ -294,22 +294,13 @@ def _start(
 
 
 def _render(page: _Page) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = [LEAFLET / "leaflet.js", *(TEMPLATES / name for name in SCRIPTS)]
     pixels, size, resolution = page.pixels, page.slide.size, page.slide.resolution
     lost = f"{page.not_sharp:,} of {len(page.found):,} are coarse here, as the page would be too large: "
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
         title=page.title,
         served=pixels is None,
         leaflet_css=Markup((LEAFLET / "leaflet.css").read_text("utf-8")),
