@@ -7,7 +7,7 @@ source ./environment.sh
 ruff check .
 ruff format --check .
 mypy & types=$!
-pytest -n 2 --dist loadfile
+OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile  # a core each
 wait "$types"
 [ "${1:-}" = "--container" ] || exit 0
 
