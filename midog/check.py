@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,9 @@ WINDOWS, WINDOW = 16, 1024  # to measure tissue in; px
 
 LEAST_NUCLEI = 50
 NUCLEUS_OK, NUCLEUS_WRONG = (0.8, 1.25), (0.65, 1.4)  # size over that of the training's
+NUCLEI_MORE = (
+    2.9  # times as many at twice the um per pixel: mostly 1 to 3 where these are right, 4 to 10 where half of it
+)
 ANGLE_OK, ANGLE_WRONG = 15.0, 27.0  # degrees between a stain and the training's
 ORDER_WRONG = -0.3  # see `order_of`; the training has .3
 BRIGHTNESS_OK, BRIGHTNESS_WRONG = 25.0, 45.0  # grey levels from the training's
@@ -237,8 +241,11 @@ def examine(runner: "Track1", slide: Slide, view: NDArray[np.uint8], count: Path
     hits = int((matched >= 0).sum())
     false = np.delete(accepted.centres, matched[matched >= 0], axis=0)
     tissue_mm2 *= math.prod(accepted.um_per_px) / math.prod(slide.um_per_px)
+    sized = scale(slide.resolution, trials[other.run], len(places), first, other, nucleus_ratio(looks, trained))
+    if sized.verdict == OK:
+        sized = scale_by_nuclei(sized, slide, pixels, looks, trials, each_run)
     findings = [
-        scale(slide.resolution, trials[other.run], len(places), first, other, nucleus_ratio(looks, trained)),
+        sized,
         axes(len(places), given, taken, best, tissue_mm2),
         stains(looks, trained, run.said == SWAPPED, first, other),
         brightness(looks, trained),
@@ -374,6 +381,36 @@ def scale(
     if ratio is not None and not NUCLEUS_OK[0] <= ratio <= NUCLEUS_OK[1]:
         return Finding("Scale", LOOK, said, "small or large cells, or a wrong scale: compare the scanner's")
     return Finding("Scale", OK, said)
+
+
+def scale_by_nuclei(
+    found: Finding,
+    slide: Slide,
+    pixels: NDArray[np.uint8],
+    looks: Appearance,
+    trials: Sequence[Trial],
+    fits_of_runs: Sequence[RunFit],
+) -> Finding:
+    """Whether a scale that seems right is told twice too fine, which a system may not notice.
+
+    Most nuclei are then too small to be any, and at twice the um per pixel they are there. That alone says little: it
+    is taken where the system does at least as well there.
+
+    Args:
+        found: what is said of the scale else.
+        slide: the region.
+        pixels: uint8 (H, W, 3), all of it.
+        looks: measured on these.
+        trials, fits_of_runs: the runs, the first as the file says, and how they meet the count.
+    """
+    x, y = (2 * step for step in slide.um_per_px)
+    there = [fit for fit in fits_of_runs if abs(trials[fit.run].found.um_per_px[0] / x - 1) <= SAME_SPACING]
+    coarser = appearance_in(pixels, (x, y))
+    told, twice = (len(each.nuclei_um) if each else 0 for each in (looks, coarser))
+    if twice < max(LEAST_NUCLEI, NUCLEI_MORE * told) or not any(fit.f1 >= fits_of_runs[0].f1 for fit in there):
+        return found
+    said = f"{told} nuclei have a nucleus's size, at {x:g} um/px {twice}, and figures are found there as well"
+    return Finding("Scale", LOOK, f"{said}; {found.said}", f"perhaps {x:g} um/px: compare the scanner's")
 
 
 def axes(figures: int, given: Fit, taken: Fit, best: Fit, tissue_mm2: float) -> Finding:

@@ -11,7 +11,7 @@ from PIL import Image
 from midog import about, check
 from midog.detections import FIGURE, REJECTED, Detections
 from midog.errors import UserError
-from midog.evaluation.arrangement import Arrangement, arrangements, chance_of, fits, run_fits
+from midog.evaluation.arrangement import Arrangement, RunFit, arrangements, chance_of, fits, run_fits
 from midog.files import sha256_of
 from midog.images.appearance import appearance_of
 from midog.images.slide import ArraySlide
@@ -224,6 +224,23 @@ def test_another_run_has_to_find_three_more_and_a_quarter():
     assert (three.run, three.hits, three.surely) == (1, 6, True)
     assert not two.surely
     assert (bought.hits, bought.surely) == (8, False)  # with forty false positives
+
+
+@pytest.mark.parametrize(
+    ("twice", "f1", "said"), [(145, 0.8, "look"), (144, 0.8, "ok"), (145, 0.79, "ok"), (49, 1, "ok")]
+)
+def test_nuclei_tell_a_scale_that_the_system_does_not_notice(monkeypatch, twice, f1, said):
+    nuclei = {0.25: SimpleNamespace(nuclei_um=[6] * min(50, twice // 2)), 0.5: SimpleNamespace(nuclei_um=[6] * twice)}
+    monkeypatch.setattr(check, "appearance_in", lambda _, um_per_px: nuclei[um_per_px[0]])
+    slide = ArraySlide(tissue(), (0.25, 0.25))
+    trials = [
+        check.Trial("", Detections.of(np.zeros((0, 4)), [], (um_per_px, um_per_px))) for um_per_px in (0.25, 0.5, 0.25)
+    ]
+    runs = [RunFit(0, 8, 0.8), RunFit(1, 8, f1), RunFit(2, 8, 0.9)]  # the last, of other colours, says nothing
+    found = check.Finding("Scale", "ok", "0.25 um/px")
+    line = check.scale_by_nuclei(found, slide, slide.pixels, nuclei[0.25], trials, runs)
+    assert line.verdict == said
+    assert (line == found) == (said == "ok")
 
 
 @pytest.mark.parametrize("verdicts", [29, 40])
