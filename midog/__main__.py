@@ -84,7 +84,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--field-diameter",
         type=float,
         metavar="MM",
-        default=FIELD_DIAMETER_MM,
         help=f"of a high-power field ({FIELD_DIAMETER_MM:g})",
     )
     view = commands.add_parser("view", help="look at a result on its slide in the browser, and correct it")
@@ -153,7 +152,7 @@ def report(arguments: argparse.Namespace) -> None:
         return
     from midog.report.binding import bind
     from midog.report.draw import draw
-    from midog.report.protocols import check_field
+    from midog.report.protocols import FIELD_DIAMETER_MM, check_field
 
     (path,) = arguments.result
     track, result = read_result(path)
@@ -161,7 +160,8 @@ def report(arguments: argparse.Namespace) -> None:
         given = " and ".join(map(str, arguments.figures))
         raise UserError(f"--figures {given}: reviews are not merged; give one, or a report of each in its own --out")
     check_mpp(arguments.image, arguments.mpp, track)
-    check_field(arguments.field_diameter)
+    field_diameter = FIELD_DIAMETER_MM if arguments.field_diameter is None else arguments.field_diameter
+    check_field(field_diameter)
     check_writable(arguments.out)
     bound = bind(path, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
     subtypes = None
@@ -183,7 +183,7 @@ def report(arguments: argparse.Namespace) -> None:
         figures=next(iter(arguments.figures), None),
         any_image=arguments.any_image,
         areas=arguments.areas,
-        field_diameter_mm=arguments.field_diameter,
+        field_diameter_mm=field_diameter,
         reliability=bound.reliability,
     )
 
@@ -192,8 +192,13 @@ def compare(arguments: argparse.Namespace) -> None:
     """Draw several results of one image beside each other."""
     from midog.report.comparison import compare
 
-    options = {"--figures": "figures", "--areas": "areas", "--atypical": "atypical"}
-    given = [option for option, name in options.items() if getattr(arguments, name)]
+    options = {
+        "--figures": "figures",
+        "--areas": "areas",
+        "--field-diameter": "field_diameter",
+        "--atypical": "atypical",
+    }
+    given = [option for option, name in options.items() if getattr(arguments, name) not in (None, False, [])]
     if given:
         raise UserError(f"{given[0]}: is of a report of one result; give one RESULT.json, or leave it out")
     check_mpp(arguments.image, arguments.mpp, None)

@@ -403,14 +403,20 @@ def scale_by_nuclei(
         looks: measured on these.
         trials, fits_of_runs: the runs, the first as the file says, and how they meet the count.
     """
-    x, y = (2 * step for step in slide.um_per_px)
+    x = 2 * slide.um_per_px[0]
     there = [fit for fit in fits_of_runs if abs(trials[fit.run].found.um_per_px[0] / x - 1) <= SAME_SPACING]
-    coarser = appearance_in(pixels, (x, y))
-    told, twice = (len(each.nuclei_um) if each else 0 for each in (looks, coarser))
+    told, twice = nuclei_at_twice(pixels, slide.um_per_px, looks)
     if twice < max(LEAST_NUCLEI, NUCLEI_MORE * told) or not any(fit.f1 >= fits_of_runs[0].f1 for fit in there):
         return found
     said = f"{told} nuclei have a nucleus's size, at {x:g} um/px {twice}, and figures are found there as well"
     return Finding("Scale", LOOK, f"{said}; {found.said}", f"perhaps {x:g} um/px: compare the scanner's")
+
+
+def nuclei_at_twice(pixels: NDArray[np.uint8], um_per_px: tuple[float, float], looks: Appearance) -> tuple[int, int]:
+    """How many nuclei of a nucleus's size there are, as it looks at these um per pixel, and at twice as many."""
+    x, y = um_per_px
+    coarser = appearance_in(pixels, (2 * x, 2 * y))
+    return len(looks.nuclei_um), len(coarser.nuclei_um) if coarser else 0
 
 
 def axes(figures: int, given: Fit, taken: Fit, best: Fit, tissue_mm2: float) -> Finding:

@@ -26,6 +26,7 @@ from midog.detections import Detections
 from midog.errors import UserError, exit_code
 from midog.evaluation.arrangement import Arrangement
 from midog.evaluation.tables import CLASSES, chosen_images
+from midog.images.appearance import Appearance
 from midog.images.slide import ArraySlide, open_slide
 from midog.run import load
 from midog.system import find_system, model_folder
@@ -130,8 +131,8 @@ def measure(arguments: argparse.Namespace) -> None:
     """Print the table of the tissue."""
     trained = find_system(model_folder(arguments.model), None, 1).made.tissue
     assert trained
-    print("| set | change | fields | nuclei | haematoxylin | eosin | order | brightness | glass |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| set | change | fields | nuclei | haematoxylin | eosin | order | brightness | glass | nuclei at twice |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for selection in arguments.data:
         fields = list(fields_of(selection, arguments.fields, False))
         for name, change in COLOURS.items():
@@ -141,13 +142,20 @@ def measure(arguments: argparse.Namespace) -> None:
                 if looks:
                     angles = check.angles_of(looks, trained)
                     ratio = check.nucleus_ratio(looks, trained)
-                    rows.append((ratio, *angles.values(), check.order_of(looks), looks.brightness, looks.white_level))
+                    light = looks.brightness, looks.white_level
+                    rows.append((ratio, *angles.values(), check.order_of(looks), *light, _more_nuclei(field, looks)))
             columns = list(zip(*rows, strict=True)) or [()] * len(FORMS)
             shown = [_range(values, form) for values, form in zip(columns, FORMS, strict=True)]
             print(f"| {selection.split('/')[-1]} | {name} | {len(rows)} | {' | '.join(shown)} |", flush=True)
 
 
-FORMS = ".2f", ".0f", ".0f", ".2f", ".0f", ".0f"
+FORMS = ".2f", ".0f", ".0f", ".2f", ".0f", ".0f", ".1f"
+
+
+def _more_nuclei(field: Labelled, looks: Appearance) -> float | None:
+    """How many times as many nuclei there are at twice the um per pixel; None where those are few."""
+    told, twice = check.nuclei_at_twice(field.pixels, (field.um_per_px, field.um_per_px), looks)
+    return twice / max(told, 1) if twice >= check.LEAST_NUCLEI else None
 
 
 def _range(values: Sequence[float | None], form: str) -> str:
