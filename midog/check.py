@@ -72,9 +72,7 @@ WINDOWS, WINDOW = 16, 1024  # to measure tissue in; px
 
 LEAST_NUCLEI = 50
 NUCLEUS_OK, NUCLEUS_WRONG = (0.8, 1.25), (0.65, 1.4)  # size over that of the training's
-NUCLEI_MORE = (
-    2.9  # times as many at twice the um per pixel: mostly 1 to 3 where these are right, 4 to 10 where half of it
-)
+NUCLEI_MORE = 2.9  # times as many at twice the um per pixel: see docs/CHECK.md
 ANGLE_OK, ANGLE_WRONG = 15.0, 27.0  # degrees between a stain and the training's
 ORDER_WRONG = -0.3  # see `order_of`; the training has .3
 BRIGHTNESS_OK, BRIGHTNESS_WRONG = 25.0, 45.0  # grey levels from the training's
