@@ -224,6 +224,22 @@ class Tissue(_Strict, frozen=True):
             raise ValueError("nucleus_um: 10th percentile, median and 90th percentile expected, none above the next")
 
 
+class DomainErrors(_Strict, frozen=True):
+    """How often Track 2's weights err on a domain, at an operating point that was chosen without it.
+
+    Attributes:
+        domain: a hospital's, scanner's or tumour's part of the data.
+        atypical, normal: how many crops of each.
+        sensitivity, specificity: shares of those that are told right; atypical is positive.
+    """
+
+    domain: str
+    atypical: Annotated[int, Meta(ge=1)]
+    normal: Annotated[int, Meta(ge=1)]
+    sensitivity: Fraction
+    specificity: Fraction
+
+
 class Made(_Strict, frozen=True):
     """Where weights come from.
 
@@ -234,6 +250,7 @@ class Made(_Strict, frozen=True):
         metrics: figures measured when the weights were made.
         reliability: by bins of the probability: predicted, observed share, and number of points, on validation.
         tissue: `Tissue` of the data, or of a sample of it.
+        domains: Track 2: `DomainErrors` of each; none where they are not known.
     """
 
     code: str = ""
@@ -242,6 +259,7 @@ class Made(_Strict, frozen=True):
     metrics: dict[str, Any] = {}
     reliability: tuple[tuple[Fraction, Fraction, int], ...] = ()
     tissue: Tissue | None = None
+    domains: tuple[DomainErrors, ...] = ()
 
 
 class System(_Strict, frozen=True):

@@ -346,20 +346,13 @@ def test_a_disk_that_refuses_a_checkpoint_leaves_the_one_before(tmp_path, monkey
 # --- precision ----------------------------------------------------------------------
 
 
-def test_depthwise_convolutions_are_float32_in_half_precision_and_others_bfloat16():
-    torch.manual_seed(0)
-    depthwise, pointwise = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1)
+def test_half_precision_on_a_processor_has_quick_gradients_of_depthwise_convolutions():
+    depthwise, pointwise = nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 4, 1)
     images = torch.randn(2, 4, 8, 8)
-    exact = depthwise(images)
-    (gradient,) = torch.autograd.grad(exact.sum(), depthwise.weight)
     with training_precision(CPU, changed(precision="bfloat16")):
         first = depthwise(images)
         second = pointwise(first)
-        third = depthwise(second)  # of what is bfloat16
-    assert torch.equal(first, exact)
-    assert torch.equal(torch.autograd.grad(first.sum(), depthwise.weight, retain_graph=True)[0], gradient)
-    assert (second.dtype, third.dtype) == (torch.bfloat16, torch.float32)
-    third.sum().backward()
-    assert all(each.grad.abs().sum() > 0 for each in (*depthwise.parameters(), pointwise.weight))
+    assert (first.dtype, second.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert first.grad_fn.name() == "DepthwiseConvolutionBackward"
     with training_precision(CPU, changed(precision="float32")):
         assert pointwise(images).dtype == torch.float32
