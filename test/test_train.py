@@ -11,6 +11,7 @@ from functools import partial
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -25,8 +26,8 @@ from midog.engine.classifier import classify, load_classifier, normalise
 from midog.engine.weights import load_network
 from midog.errors import UserError
 from midog.evaluation import held_out
-from midog.evaluation.held_out import fit_calibration
 from midog.evaluation.metrics import bootstrap_by_case
+from midog.evaluation.operating_point import carried_over, domain_errors, fit_calibration
 from midog.models import CLASSIFIERS
 from midog.system import CROP_UM, DataSource, load_system
 from resources.data import prepare, synthetic
@@ -68,7 +69,7 @@ def system(tmp_path_factory):
     values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
     values["classifier"] |= {"views": 2, "input_px": 32}
     values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
-    values["training"]["classifier"]["precision"] = "float32"
+    values["training"]["classifier"] |= {"precision": "float32", "operating_point": "worst"}
     path = tmp_path_factory.mktemp("systems") / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -151,6 +152,17 @@ def test_out_of_fold_figures_are_what_inference_gives(table, system, whole):
     np.testing.assert_allclose(got, [float(row["raw"]) for row in rows], atol=1e-5)
 
 
+def test_the_recipes_operating_point_is_exported_with_its_errors_in_each_domain(whole):
+    model, table = load_system(whole / "model/tiny"), pd.read_csv(whole / "out_of_fold.csv")
+    assert {each.calibration for each in model.classifier.members} == {fit_calibration(table, "worst")}
+    domains = carried_over([table], ["worst"])
+    assert [each.domain for each in model.made.domains] == ["one", "two"]
+    assert model.made.domains == domain_errors(domains)
+    assert held_out.rule_of(whole) == "worst"
+    written = json.loads((whole / "metrics.json").read_text())["carried_over"]["worst"]["domains"]
+    assert written["two"]["sensitivity"] == domains.loc["two", "sensitivity"]
+
+
 @pytest.fixture(scope="module")
 def as_published(table, system, tmp_path_factory):
     """The folder of a training without calibration, groups and the centre crop, of an epoch for each of three folds."""
@@ -198,7 +210,12 @@ def test_folds_are_told_as_papers_tell_them(as_published):
     spread = f"mean +- SD {np.mean(expected):.4f} +- {np.std(expected, ddof=1):.4f}"
     line = f"balanced accuracy of the folds at .5, raw probabilities: {told}; {spread}"
     assert line in (as_published / "train.log").read_text()
-    assert load_system(as_published / "model/tiny").made.metrics["out_of_fold"] == raw
+    made = load_system(as_published / "model/tiny").made
+    assert made.metrics["out_of_fold"] == raw
+    for errors in made.domains:  # without calibration, too, they are those of the exported operating point
+        mine = [(row["label"], float(row["raw"]) >= 0.5) for row in rows if row["domain"] == errors.domain]
+        assert errors.sensitivity == pytest.approx(np.mean([said for label, said in mine if label == "1"]), abs=1e-4)
+    assert len(made.domains) == 2
 
 
 def test_a_finished_training_is_evaluated_and_tuned(table, whole, tmp_path, capsys):
@@ -408,7 +425,8 @@ def test_calibration_puts_the_operating_point_at_one_half():
     generator = np.random.default_rng(0)
     labels = (generator.random(4000) < 0.2).astype(int)
     raw = 1 / (1 + np.exp(-(generator.normal(0, 1, 4000) + 2 * labels - 3)))
-    calibrated = fit_calibration(raw, labels).apply(raw) >= 0.5
+    table = pd.DataFrame({"label": labels, "domain": "one", "raw": raw})
+    calibrated = fit_calibration(table, "pooled").apply(raw) >= 0.5
     # two unit Gaussians 2 apart: the best cut is half way, sensitivity and specificity .841
     assert calibrated[labels == 1].mean() == pytest.approx(0.841, abs=0.03)
     assert calibrated[labels == 0].mean() == pytest.approx(0.159, abs=0.03)

@@ -16,9 +16,10 @@ import numpy as np
 from midog.errors import UserError
 from midog.evaluation import metrics
 from midog.evaluation.cases import METRICS_NAME
-from midog.evaluation.held_out import evaluate_held_out, folds_in
+from midog.evaluation.held_out import evaluate_held_out, evaluate_trainings, folds_in, rule_of
 from midog.evaluation.inputs import Inputs, read_inputs
 from midog.evaluation.metrics import Case, DetectionCase, StackCase
+from midog.evaluation.operating_point import best_balanced_accuracy
 from midog.files import check_writable, write_json
 
 logger = logging.getLogger(__name__)
@@ -27,10 +28,16 @@ TRAINED = "trained on"
 
 
 def metrics_content(track: int, cases: Sequence[Case]) -> dict[str, Any]:
-    """What metrics.json holds, in the organisers' layout; their NaN is null, as the platform makes it."""
+    """What metrics.json holds, in the organisers' layout; their NaN is null, as the platform makes it.
+
+    Of Track 2 operating_point comes after it: the best balanced accuracy that any one threshold gives, overall and by
+    domain, and what the predicted classes lose to it.
+    """
     if track == 2:
         stacks = cast("Sequence[StackCase]", cases)
-        return {"results": {}, "aggregates": _without_nan(metrics.stack_aggregates(stacks))}
+        groups = {"overall": stacks} | metrics.stack_strata(stacks)
+        lost = {name: operating_point_of(chosen) for name, chosen in groups.items()}
+        return _without_nan({"results": {}, "aggregates": metrics.stack_aggregates(stacks), "operating_point": lost})
     images = cast("Sequence[DetectionCase]", cases)
     results = [
         {
@@ -51,6 +58,14 @@ def metrics_content(track: int, cases: Sequence[Case]) -> dict[str, Any]:
     return {"results": results, "aggregates": _without_nan(metrics.detection_aggregates(images))}
 
 
+def operating_point_of(stacks: Sequence[StackCase]) -> dict[str, float]:
+    """balanced_accuracy, best_balanced_accuracy and lost of all pages of some stacks; nan without both classes."""
+    pages = metrics.pooled(stacks)
+    found = metrics.classification_metrics(pages.labels, pages.scores, pages.called)["balanced_accuracy"]
+    best = best_balanced_accuracy(pages.labels, pages.scores)
+    return {"balanced_accuracy": found, "best_balanced_accuracy": best, "lost": best - found}
+
+
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without_nan(value)
@@ -60,13 +75,13 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table_of(track: int, inputs: Inputs, aggregates: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+def table_of(track: int, inputs: Inputs, content: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     """The figures as text.
 
     Args:
         track: 1 or 2.
         inputs: of `read_inputs`.
-        aggregates: of `metrics_content`.
+        content: of `metrics_content`.
 
     Returns:
         rows: list of lists of str, the column names first; notes: list of str below the table.
@@ -79,7 +94,7 @@ def table_of(track: int, inputs: Inputs, aggregates: dict[str, Any]) -> tuple[li
     else:
         stacks = cast("list[StackCase]", inputs.cases)
         groups = by_domain = {"overall": stacks} | metrics.stack_strata(stacks)
-        rows, notes = _stack_table(by_domain, aggregates, inputs.names)
+        rows, notes = _stack_table(by_domain, content, inputs.names)
     if inputs.trained:
         marked = [any(case.image in inputs.trained for case in chosen) for chosen in groups.values()]
         rows[0].append("")
@@ -185,10 +200,12 @@ def confidence_notes(inputs: Inputs) -> list[str]:
 
 
 def _stack_table(
-    groups: Mapping[str, Sequence[StackCase]], aggregates: dict[str, Any], called: Mapping[str, str]
+    groups: Mapping[str, Sequence[StackCase]], content: dict[str, Any], called: Mapping[str, str]
 ) -> tuple[list[list[str]], list[str]]:
     rows = [["", "crops", "TP", "FP", "FN", "TN", "balanced accuracy", "AUC", "sensitivity", "specificity", "accuracy"]]
+    rows[0] += ["best", "lost"]
     names = ("balanced_accuracy", "roc_auc", "sensitivity", "specificity", "accuracy")
+    aggregates = content["aggregates"]
     for stratum, chosen in groups.items():
         part = metrics.pooled(chosen)
         figures = aggregates.get(stratum) or {name: aggregates[f"overall_{name}"] for name in names}
@@ -196,10 +213,16 @@ def _stack_table(
         both = true + missed > 0 and false + rejected > 0
         defined = both, both, true + missed, false + rejected, len(part.labels)
         texts = [f"{figures[name]:.4f}" if fine else "n/a" for name, fine in zip(names, defined, strict=True)]
+        at_best = content["operating_point"][stratum]
+        texts += [f"{at_best[name]:.4f}" if both else "n/a" for name in ("best_balanced_accuracy", "lost")]
         title = metrics.spoken(stratum) + (f", {called[stratum]}" if stratum in called else "")
         rows.append([title, *map(str, (len(part.labels), *counts)), *texts])
     low, high = metrics.bootstrap_by_image([case.counts for case in groups["overall"]], metrics.balanced_accuracy)
-    notes = [f"95 % interval of the overall balanced accuracy, bootstrap by stack: {low:.4f} to {high:.4f}"]
+    notes = [
+        f"95 % interval of the overall balanced accuracy, bootstrap by stack: {low:.4f} to {high:.4f}",
+        "best: the highest balanced accuracy that any one threshold gives, chosen on these crops themselves; "
+        "lost: how much lower the predicted classes' is.",
+    ]
     if any("n/a" in row for row in rows):
         notes.append("n/a: a class has no crops there; metrics.json has the organisers' stand-ins (0, or null).")
     return rows, notes
@@ -225,23 +248,14 @@ def run(arguments: Namespace) -> None:
     if arguments.images and not out:
         raise UserError(f"{arguments.images}: --images is for the gallery of the page; give --out too")
     if arguments.folds:
-        others = (arguments.predictions, arguments.model, arguments.system, arguments.split, arguments.fold, out)
-        if track == 1 or any(others):
-            raise UserError(
-                f"{arguments.folds}: --folds is for Track 2, has the predictions and writes there; "
-                "give --track 2, and leave --predictions, --model, --system, --split, --fold and --out out"
-            )
-        folds = folds_in(arguments.folds)
-        check_writable(arguments.folds, "--folds")
-        evaluate_held_out(arguments.folds, folds)
-        logger.info(f"metrics {arguments.folds / METRICS_NAME}")
+        _evaluate_folds(arguments)
         return
     inputs = read_inputs(arguments, arguments.model, arguments.system)
     cases, remarks = inputs.cases, inputs.remarks
     for text in remarks:
         logger.warning(text)
     content = metrics_content(track, cases)
-    rows, notes = table_of(track, inputs, content["aggregates"])
+    rows, notes = table_of(track, inputs, content)
     _log_table(rows, [*(f"WARNING: {text}" for text in remarks), *notes])
     if not out:
         return
@@ -253,3 +267,30 @@ def run(arguments: Namespace) -> None:
     title = f"Track {track}: {inputs.source}"
     page = write_page(track, cases, title, rows, notes, remarks, out, arguments.images, inputs.spacings)
     logger.info(f"page {page}")
+
+
+def _evaluate_folds(arguments: Namespace) -> None:
+    trainings, out = arguments.folds, arguments.out
+    others = (arguments.predictions, arguments.model, arguments.system, arguments.split, arguments.fold)
+    if len(trainings) > 1:
+        if arguments.track == 1 or any((*others, arguments.images)):
+            raise UserError(
+                f"{trainings[0]}: --folds is for Track 2 and has the predictions; "
+                "give --track 2, and leave --predictions, --model, --system, --split, --fold and --images out"
+            )
+        if out:
+            check_writable(out, "--out")
+        evaluate_trainings(trainings, out)
+    else:
+        (training,) = trainings
+        if arguments.track == 1 or any((*others, out)):
+            raise UserError(
+                f"{training}: --folds is for Track 2, has the predictions and writes there; "
+                "give --track 2, and leave --predictions, --model, --system, --split, --fold and --out out"
+            )
+        folds = folds_in(training)
+        check_writable(training, "--folds")
+        evaluate_held_out(training, folds, rule_of(training))
+        out = training
+    if out:
+        logger.info(f"metrics {out / METRICS_NAME}")

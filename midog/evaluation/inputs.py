@@ -76,10 +76,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     truth.add_argument("--ground-truth", type=Path, metavar="FILE", help="a JSON file in the organisers' format")
     truth.add_argument(
         "--folds",
+        nargs="+",
         type=Path,
         metavar="OUT",
         help="the --out of a training of Track 2, which has the predictions, too: each crop is judged by the network "
-        "of the fold that held it out",
+        "of the fold that held it out. Of several trainings with the same crops and folds evaluate compares each, and "
+        "the mean of all",
     )
     add_split_arguments(parser)
     found = parser.add_argument_group("what is compared with it; without --predictions the system runs on --data")

@@ -4,8 +4,9 @@ The threshold is chosen on all images; how good such a choice is, is measured by
 cross-validation over images: for each fold it is chosen on the other folds.
 Then model.yaml gets a calibration that puts the threshold at .5, where classes
 are named: P' = sigmoid(scale x (logit(P) - logit(threshold))), its scale from
-Platt's scaling. Beside it stands how often a candidate of such a probability is
-a figure, cross-validated, too.
+Platt's scaling. On what a training of Track 2 held out, the recipe's rule
+chooses both (`midog.evaluation.operating_point`). Beside it stands how often a
+candidate of such a probability is a figure, cross-validated, too.
 
 P is what the system predicts today, after the last calibration of model.yaml:
 that of the classifier's mean over its members or, without a classifier, that of
@@ -19,7 +20,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,16 @@ from numpy.typing import NDArray
 from midog.calibration import BEYOND, Calibration, logit, platt, shift_to_half, sigmoid
 from midog.errors import UserError
 from midog.evaluation import metrics
+from midog.evaluation.held_out import rule_in
 from midog.evaluation.inputs import Inputs, held_out_cases, read_inputs
-from midog.evaluation.metrics import Case, DetectionCase, Floats, Mask, Number
+from midog.evaluation.metrics import Case, DetectionCase, Floats, Mask, Number, StackCase
+from midog.evaluation.operating_point import Rule, fit_calibration
 from midog.files import check_writable, read_yaml, write_file, write_json, write_yaml
 from midog.job import RESULT_NAMES
 from midog.system import System, load_system
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +52,11 @@ class Objective:
 
     Args:
         name: "f1" or "ba", balanced accuracy, which needs negatives and so Track 2's cases.
+        rule: of `midog.evaluation.operating_point`; "pooled" maximises over all cases together, whatever their domains.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, rule: Rule = "pooled") -> None:
+        self.name, self.rule = name, rule
 
     def of_counts(self, true: Number, positives: Number, figures: Number, predictions: Number) -> Number:
         """The objective.
@@ -98,9 +105,20 @@ def fit(cases: Sequence[Case], objective: Objective) -> tuple[float, Calibration
     Raises:
         UserError: probabilities say nothing.
     """
-    threshold = objective.best_threshold(cases)
     scale = _platt(cases).scale
-    return threshold, Calibration(scale, scale * shift_to_half(threshold))
+    if objective.rule == "pooled":
+        threshold = objective.best_threshold(cases)
+        return threshold, Calibration(scale, scale * shift_to_half(threshold))
+    calibration = fit_calibration(_crops(cast("Sequence[StackCase]", cases)), objective.rule)
+    return float(sigmoid(-calibration.shift / calibration.scale)), calibration
+
+
+def _crops(cases: "Sequence[StackCase]") -> "pd.DataFrame":
+    """The pages of all cases, with label, domain and raw."""
+    import pandas as pd
+
+    pages = metrics.pooled(cases)
+    return pd.DataFrame({"label": pages.labels.astype(int), "domain": pages.domains, "raw": pages.scores})
 
 
 def _platt(cases: Sequence[Case]) -> Calibration:
@@ -251,12 +269,17 @@ def run(arguments: Namespace) -> None:
         raise UserError("--objective ba: Track 1 counts no true negatives; leave it out, F1 is tuned")
     objective = Objective(name)
     if arguments.folds:
+        training, *more = arguments.folds
         if track == 1 or arguments.predictions or arguments.split or arguments.fold:
             raise UserError(
-                f"{arguments.folds}: --folds is for Track 2 and has the predictions; "
+                f"{training}: --folds is for Track 2 and has the predictions; "
                 "leave --predictions, --split and --fold out"
             )
-        inputs = Inputs(held_out_cases(arguments.folds, system), [], str(arguments.folds))
+        if more:
+            raise UserError(f"{more[0]}: tune takes one training; give --folds the one that exported {folder}")
+        inputs = Inputs(held_out_cases(training, system), [], str(training))
+        if not arguments.objective:
+            objective = Objective(name, rule_in(system.training, folder / "model.yaml", "classifier"))
     else:
         inputs = read_inputs(arguments, folder.resolve().parent, folder.resolve().name)
     cases = inputs.cases
@@ -286,6 +309,8 @@ def run(arguments: Namespace) -> None:
         "cross_validated": cross_validated,
         "interval_95": [round(bound, 4) for bound in interval],
     }
+    if track == 2:
+        found["operating_point"] = objective.rule
     before = objective.at(cases, 0.5)
     weights = reliability_weights(cases, threshold)
     scores, positive = metrics.scores_and_labels(cases)
@@ -318,7 +343,8 @@ def _log_found(
     unit = {1: "images", 2: "stacks"}[track]
     logger.info(f"{len(cases)} {unit}, {figures} positives in the ground truth, {predictions} predictions")
     by_fold = ", ".join(f"{each:.4f}" for each in thresholds)
-    logger.info(f"threshold {threshold:.4f} of the present probability; by fold {by_fold}")
+    rule = f", operating point {found['operating_point']}" if track == 2 else ""
+    logger.info(f"threshold {threshold:.4f} of the present probability{rule}; by fold {by_fold}")
     logger.info(f"{name} at .5 as it is           {before:.4f}")
     logger.info(
         f"{name} cross-validated          {found['cross_validated']:.4f}, 95 % interval "

@@ -23,6 +23,7 @@ DETECTORS: dict[str, "str | Callable[..., nn.Module]"] = {
 DENSE = {"centernet"}  # detectors that give a map, with its `stride`; the others give boxes
 CLASSIFIERS: dict[str, "str | Callable[..., nn.Module]"] = {
     "convnextv2": "midog.models.classifiers:ConvNeXtV2",
+    "efficientnet_lite": "midog.models.efficientnet_lite:EfficientNetLite",
     "timm": "midog.models.classifiers:timm_classifier",
 }
 
@@ -57,8 +58,10 @@ def classifier_options(name: str, options: Mapping[str, Any], input_px: int) -> 
 def normalisation(network: "nn.Module") -> tuple[Colour, Colour]:
     """Mean and standard deviation, of RGB in [0, 1], that a classifier's input is normalised by.
 
-    timm's networks know their own, which are those of their weights; ImageNet's for every other.
+    Some networks here tell theirs, as `mean` and `std`; timm's know those of their weights; ImageNet's for every other.
     """
+    if hasattr(network, "mean"):
+        return network.mean, network.std  # type: ignore[return-value]
     if not hasattr(network, "pretrained_cfg"):
         return IMAGENET_MEAN, IMAGENET_STD
     from timm.data import resolve_model_data_config

@@ -1,6 +1,6 @@
 """How fast Track 2 runs here, against what the machine must spend at least.
 
-    python -m resources.benchmark.track2 [--device cuda]
+    python -m resources.benchmark.track2 [--system NAME] [--device cuda]
 
 Prints the wall time of a whole job of 16 pages against `import torch` alone,
 and the pages a second against the machine's own matrix product. Run it with
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
 from midog.engine.classifier import classify, load_classifier
+from midog.engine.views import VIEWS
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
 from midog.files import write_yaml
@@ -54,7 +55,7 @@ def measure_process(system: Path, device: str, rounds: int) -> None:
         job = [sys.executable, entry_point(), "--input", str(folder / "job"), "--output", str(folder / "out")]
         job += ["--device", device, "--system", system.name, "--model"]
         commands = {"import torch": [sys.executable, "-c", "import torch"]}
-        for views in (1, 8):
+        for views in VIEWS:
             model = folder / f"{views} views" / system.name
             model.mkdir(parents=True)
             for path in system.iterdir():
@@ -80,7 +81,7 @@ def measure_pages(folder: Path, device: torch.device) -> None:
     pages = np.random.default_rng(0).integers(0, 256, (PAGES, 128, 128, 3), np.uint8)
     peak = matrix_flops(device)
     print(f"matrix product, float32: {peak / 1e9:.0f} GFLOP/s")
-    for views in (1, 8):
+    for views in VIEWS:
         classifier = load_classifier(with_views(system, views), device, CROP_UM)
         with FlopCounterMode(display=False) as counter:
             classify(iter(pages[:1]), classifier, device)
@@ -98,16 +99,17 @@ def measure_pages(folder: Path, device: torch.device) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m resources.benchmark.track2",
-        description="How fast Track 2's default system runs here: a whole job, and pages in a warm process.",
+        description="How fast a system of Track 2 runs here: a whole job, and pages in a warm process.",
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the systems' folders (as inference.py)")
+    parser.add_argument("--system", metavar="NAME", help="folder in it (the default)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="jobs of each kind (%(default)s)")
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    system = find_folder(model_folder(arguments.model), None, track=2)
+    system = find_folder(model_folder(arguments.model), arguments.system, track=2)
     measure_process(system, arguments.device, arguments.rounds)
     with torch.inference_mode():
         measure_pages(system, choose_device(arguments.device))

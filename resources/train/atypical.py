@@ -17,7 +17,8 @@ import msgspec
 from midog.calibration import Calibration
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
-from midog.evaluation.held_out import RAW, evaluate_held_out
+from midog.evaluation.held_out import RAW, evaluate_held_out, read_held_out
+from midog.evaluation.operating_point import carried_over, domain_errors, domain_figures, fit_calibration
 from midog.evaluation.splits import read_split
 from midog.system import DataSource, Made
 from resources.data.crops import read_crops
@@ -67,19 +68,27 @@ def train(argv: Sequence[str] | None) -> None:
         return
     for fold in folds:
         predict_held_out(plan, crops, numbers, fold, out / f"fold{fold}", device)
-    calibration, metrics = evaluate_held_out(out, folds)
+    metrics = evaluate_held_out(out, folds, recipe.operating_point)
+    table = read_held_out(out, folds)
+    if recipe.calibrate:
+        calibration = fit_calibration(table, recipe.operating_point)
+        domains = carried_over([table], [recipe.operating_point])
+    else:
+        calibration = Calibration()
+        domains = domain_figures(table.assign(probability=table.raw))
     export_folds(
         out / "model" / plan.system.system,
         plan,
         weights={fold: out / f"fold{fold}" / "weights.safetensors" for fold in folds},
         options=plan.classifier.options | {"num_classes": 1 + len(names)},
         recipe=msgspec.to_builtins(recipe) | {"subclasses": names, "crops": len(crops)},
-        calibration=calibration if recipe.calibrate else Calibration(),
+        calibration=calibration,
         made=Made(
             code=commit(),
             data=tuple(DataSource(set=name) for name in crops.sets),
             pretrained={"classifier": pretrained} if pretrained else {},
             metrics={"out_of_fold": metrics["overall"] if recipe.calibrate else metrics["raw"][RAW]},
+            domains=domain_errors(domains),
         ),
     )
 

@@ -26,9 +26,7 @@ class DepthwiseConvolution(torch.autograd.Function):
         return F.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
         x, weight = ctx.saved_tensors
         grad_x = _of_input(grad, x.shape, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
         if weight.shape[2] > LARGEST_IN_HALF:

@@ -211,14 +211,33 @@ def _paired(state: StateDict, network: nn.Module) -> StateDict:
 
 def _fill_convnextv2(network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None) -> Pretrained:
     """Ours, with timm's names."""
+    wanted = f"widths {options['widths']} and depths {options['depths']}, with stem {options.get('stem', 'patch')}"
+    return _fill_ours(network, "this ConvNeXt V2", "head.fc", start, wanted)
+
+
+def _fill_efficientnet_lite(
+    network: nn.Module, options: Mapping[str, Any], start: str, input_px: int | None
+) -> Pretrained:
+    """Ours, with timm's names."""
+    name = f"tf_efficientnet_lite{options.get('version', 0)}"
+    return _fill_ours(network, name, "classifier", start, name)
+
+
+def _fill_ours(network: nn.Module, name: str, last: str, start: str, wanted: str) -> Pretrained:
+    """A network with timm's names, from a file with them or timm's own weights.
+
+    Args:
+        network: all of it but the last layer is filled.
+        name: of the network, for the reader.
+        last: its last layer.
+        start: a name or a file.
+        wanted: of what the weights should be, for the reader.
+    """
     read = _from_file(Path(start)) if _is_file(start) else _from_timm(start)
-    heads = ("head.fc",)
-    found = _without(with_names_of(read.state, network.state_dict()), heads)
-    if reason := difference(found, _without(network.state_dict(), heads), "this ConvNeXt V2"):
-        raise UserError(
-            f"{start}: {reason}: give weights of widths {options['widths']} and depths {options['depths']}, with "
-            f"stem {options.get('stem', 'patch')}"
-        )
+    state = _paired(with_names_of(read.state, network.state_dict()), network)
+    found = _without(state, (last,))
+    if reason := difference(found, _without(network.state_dict(), (last,)), name):
+        raise UserError(f"{start}: {reason}: give weights of {wanted}")
     return _take(network, found, read.record)
 
 
@@ -361,6 +380,7 @@ def _of_this_torchvision(name: str) -> str:
 FILLERS: dict[str, Callable[[nn.Module, Mapping[str, Any], str, int | None], Pretrained]] = {
     "timm": _fill_timm,
     "convnextv2": _fill_convnextv2,
+    "efficientnet_lite": _fill_efficientnet_lite,
     "rtmdet": _fill_rtmdet,
     "yolo11": _fill_yolo11,
     "focasnet": _fill_focasnet,

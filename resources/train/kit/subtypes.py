@@ -13,6 +13,7 @@ from torch import nn
 
 from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
 from midog.errors import UserError
+from midog.evaluation.operating_point import Rule
 from midog.evaluation.splits import TEST, Split
 from midog.models import CLASSIFIERS, build, classifier_options, normalisation
 from midog.models.classifiers import ConvNeXtV2
@@ -38,8 +39,8 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
         grouped: crops of a case are in one fold; without it, a network is judged by cases that it has learnt from.
         labels: "hard" (majority) or "votes" (fraction of the experts).
         subclass_weight, mask_weight: of the auxiliary losses; 0 switches them off.
-        compile: fuse the network with torch.compile, for a training on a CPU (needs a C++ compiler).
         augmentation: see `Augmentation`.
+        operating_point: what .5 becomes, on what was held out; see `midog.evaluation.operating_point`.
     """
 
     folds: Annotated[int, Meta(ge=2)]
@@ -47,8 +48,8 @@ class AtypicalRecipe(LoopRecipe, frozen=True, kw_only=True):
     labels: Literal["hard", "votes"]
     subclass_weight: NotNegative
     mask_weight: NotNegative
-    compile: bool
     augmentation: Augmentation
+    operating_point: Rule = "pooled"
 
 
 class Trainee(nn.Module):
@@ -201,10 +202,6 @@ class AtypicalTask:
             trainee.network.load_state_dict(start)
         self.normalisation = normalisation(trainee.network)
         self.network: nn.Module = trainee
-        self.fused: nn.Module = trainee
-        if recipe.compile:
-            torch.compiler.reset()
-            self.fused = torch.compile(trainee)  # type: ignore[assignment]
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Changed crops, each once an epoch, from a step on."""
@@ -239,7 +236,7 @@ class AtypicalTask:
         recipe, crops, chosen = self.recipe, self.crops, batch.chosen
         targets = (crops.votes if recipe.labels == "votes" else crops.labels.float())[chosen].to(self.device)
         with training_precision(self.device, recipe):
-            logits, mask_logits = (self.fused if network is self.network else network)(batch.inputs)
+            logits, mask_logits = network(batch.inputs)
         loss = soft_binary_loss(logits[:, 0], targets, whole.total)
         if logits.shape[1] > 1:
             fractions = crops.subclasses[chosen].to(self.device)
