@@ -164,11 +164,12 @@ def report(arguments: argparse.Namespace) -> None:
     check_field(field_diameter)
     check_writable(arguments.out)
     bound = bind(path, arguments.image, arguments.mpp, arguments.any_image, arguments.model)
-    subtypes = None
+    subtypes, subtype_errors = None, bound.subtype_errors
     if arguments.atypical:
-        from midog.run import classify_with
+        from midog.run import classify_with, load
 
         subtypes = classify_with(arguments.model, arguments.device)
+        subtype_errors = load(track=2, model=arguments.model, device=arguments.device).subtype_errors
     draw(
         track,
         arguments.image,
@@ -185,6 +186,7 @@ def report(arguments: argparse.Namespace) -> None:
         areas=arguments.areas,
         field_diameter_mm=field_diameter,
         reliability=bound.reliability,
+        subtype_errors=subtype_errors,
     )
 
 

@@ -41,6 +41,8 @@ class About:
         image_path: where the image was; None of a version up to 1.6.
         reliability: of the system on validation, as `midog.report.reliability` reads it; empty where it is not known.
         counts: of a Track 1 result, `midog.report.counts.Counts.to_builtins`; None of a version up to 1.7.
+        subtype_errors: of the system that told the subtypes, as `midog.report.misclassification` reads them; empty
+            where they are not known.
         local_threshold: that was taken instead of the system's own, and how it was found; or None.
     """
 
@@ -52,6 +54,7 @@ class About:
     image_path: str | None = None
     reliability: tuple[tuple[float, float, int], ...] = ()
     counts: dict[str, Any] | None = None
+    subtype_errors: tuple[tuple[str, float, float], ...] = ()
     local_threshold: dict[str, Any] | None = None
 
     def __str__(self) -> str:

@@ -36,6 +36,7 @@ from midog.images.stack import Crops
 from midog.images.track import check_mpp, track_of_image
 from midog.report.export import crops_csv
 from midog.report.index import write_index, write_thumbnail
+from midog.report.misclassification import Errors
 from midog.report.summary import (
     DONE,
     DONE_BEFORE,
@@ -350,9 +351,10 @@ def row_of(each: Job, progress: "Progress | None") -> Row:
         about.write_about(each.folder, made)
     if track == 1:
         systems = [str(runner.system), *filter(None, [made["subtypes"]])]
-        known = done.resolution, made["counts"], systems
-        return row_of_region(each.name, done.status, made["size_px"], *known, made["seconds"])
-    return row_of_stack(each.name, done.status, done.resolution, done.result, [str(runner.system)], made["seconds"])
+        known = done.resolution, made["counts"], systems, made["seconds"], made.get("subtype_errors", ())
+        return row_of_region(each.name, done.status, made["size_px"], *known)
+    known = done.resolution, done.result, [str(runner.system)], made["seconds"], runner.subtype_errors
+    return row_of_stack(each.name, done.status, *known)
 
 
 @dataclass(frozen=True)
@@ -423,6 +425,7 @@ def _count(each: Job, track: int, done: Done, runner: Any, subtypes: Any, result
     classify_figures = classify if subtypes else None
     of_system = runner.system.made.reliability
     reliability = () if done.made.get("local_threshold") else of_system  # that of scores which are not shifted
+    errors = subtypes.subtype_errors if subtypes else []
     counts: Counts | None = None
     logging.getLogger("midog.images").setLevel(logging.ERROR)  # what is odd about the file was said when it was run
     try:
@@ -439,10 +442,11 @@ def _count(each: Job, track: int, done: Done, runner: Any, subtypes: Any, result
                 classify_figures=classify_figures,
                 result_sha256=sha256_of(result_path),
                 reliability=reliability,
+                subtype_errors=errors,
             )
             write_thumbnail(each.folder / PICTURES[track])
         elif track == 1:
-            counts = _count_only(each.image, done, classify_figures)
+            counts = _count_only(each.image, done, classify_figures, errors)
         size = _size_of(each.image) if track == 1 else None
     finally:
         logging.getLogger("midog.images").setLevel(logging.NOTSET)
@@ -450,6 +454,7 @@ def _count(each: Job, track: int, done: Done, runner: Any, subtypes: Any, result
         "reliability": reliability,
         "counts": counts.to_builtins() if counts else None,
         "subtypes": str(subtypes.system) if subtypes else None,
+        "subtype_errors": errors,
         "drawn": each.report,
         "size_px": size,
     }
@@ -462,7 +467,10 @@ def _size_of(image: Path) -> tuple[int, int]:
 
 
 def _count_only(
-    image: Path, done: Done, classify_figures: "Callable[[Slide, Detections], tuple[Detections, str]] | None"
+    image: Path,
+    done: Done,
+    classify_figures: "Callable[[Slide, Detections], tuple[Detections, str]] | None",
+    errors: Errors,
 ) -> "Counts":
     """The numbers of a Track 1 result, as its report would have them."""
     from midog.images.tissue import tissue_mask
@@ -475,7 +483,7 @@ def _count_only(
         found = found_on(slide, done.result).best_first()
         if classify_figures:
             found, _ = classify_figures(slide, found)
-        return count(slide, found, tissue_mask(slide, slide.overview(LONGEST_SIDE)))
+        return count(slide, found, tissue_mask(slide, slide.overview(LONGEST_SIDE)), errors=errors)
 
 
 @contextmanager

@@ -141,6 +141,11 @@ class Track2(_Loaded):
 
         return load_classifier(self.system, device, CROP_UM)
 
+    @property
+    def subtype_errors(self) -> list[tuple[str, float, float]]:
+        """How often it errs, as `midog.report.misclassification` takes it; empty where that is not known."""
+        return [(each.domain, each.sensitivity, each.specificity) for each in self.system.made.domains]
+
     def classify(self, crops: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """P(atypical) of crops.
 

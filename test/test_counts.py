@@ -17,6 +17,7 @@ from midog.report.areas import whole
 from midog.report.counts import Share, count
 from midog.report.hotspot import find_hotspot
 from midog.report.intervals import poisson_interval, wilson_interval
+from midog.report.misclassification import corrected_share, true_share
 from midog.report.protocols import FIELD_DIAMETER_MM, check_field, protocols
 from midog.report.reliability import is_calibrated, name_of, sentence, share_at
 
@@ -48,6 +49,42 @@ def test_shares_are_given_from_twenty_figures_on():
     assert (Share(5, 20).fraction, Share(5, 20).interval) == (0.25, wilson_interval(5, 20))
     assert wilson_interval(5, 20) == pytest.approx((0.1119, 0.4687), abs=1e-4)
     assert (Share(0, 0).fraction, Share(0, 0).interval) == (0, (0, 1))
+
+
+def test_the_share_behind_an_observed_one():
+    """Of 100 figures 30 are atypical: 24 of them are told (sensitivity .8), and 7 of the others (specificity .9)."""
+    assert true_share(0.31, 0.8, 0.9) == pytest.approx(0.3)
+    assert (true_share(0.05, 0.8, 0.9), true_share(0.9, 0.8, 0.9)) == (0, 1)
+    assert true_share(0.31, 0.6, 0.5) is None
+    low, high = wilson_interval(31, 100)
+    one, other = ("A", 0.8, 0.9), ("B", 0.9, 0.8)
+    middle, *ends = corrected_share(31, 100, 0, [one, other])
+    assert middle == pytest.approx((0.31 - 0.15) / 0.7)
+    assert ends == pytest.approx([(low - 0.2) / 0.7, (high - 0.1) / 0.7])
+    half = corrected_share(31, 100, 50, [one])  # the reader's half has no errors: .9 and .95 of all
+    assert half[0] == pytest.approx((0.31 - 0.05) / 0.85)
+    assert corrected_share(31, 100, 100, [one, other]) == pytest.approx((0.31, low, high))
+    assert corrected_share(31, 100, 0, [one, ("C", 0.55, 0.55)])[1:] == (0, 1)
+    assert corrected_share(31, 100, 0, [("C", 0.55, 0.55)]) is None
+    assert corrected_share(31, 100, 0, []) is None
+
+
+rates = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(st.just("a"), rates, rates), min_size=1, max_size=5), st.integers(0, 60), st.integers(0, 60))
+@settings(max_examples=50, deadline=None)
+def test_the_range_holds_the_corrected_share_whatever_the_order_of_the_domains(errors, atypical, reviewed):
+    found = corrected_share(atypical, 60, reviewed, errors)
+    assert (found is None) == (corrected_share(atypical, 60, reviewed, errors[::-1]) is None)
+    if found:
+        share, low, high = found
+        assert 0 <= low <= share + 1e-9
+        assert share - 1e-9 <= high <= 1
+        assert corrected_share(atypical, 60, reviewed, errors[::-1]) == pytest.approx(found)
+        guess = ("b", 1 - errors[0][1], 1 - errors[0][2])
+        wider = corrected_share(atypical, 60, reviewed, [*errors, guess])
+        assert wider is None or (wider[1] <= low and wider[2] >= high)
 
 
 def test_protocols_by_hand():
@@ -152,7 +189,12 @@ def test_counts_of_a_slide_and_their_json():
     asked = count(slide, found.with_atypical([0.7, 0.1, 0.9]), tissue)
     assert asked.share == Share(1, 2)
     content = json.loads(json.dumps(asked.to_builtins(), allow_nan=False))
-    assert content["share"]["of"] == 2
+    assert (content["share"]["of"], content["share"]["corrected"]) == (2, None)
+    errors = [("A", 0.75, 0.75)]
+    reviewed = np.array([False, True, True, True])  # of those that have a subtype and count, one
+    known = count(slide, found.with_atypical([0.7, 0.1, 0.9]), tissue, errors=errors, reviewed=reviewed)
+    assert known.share == Share(1, 2, 1, errors)
+    assert known.to_builtins()["share"]["corrected"][0] == 0.5
     assert [each["figures"] for each in content["protocols"]] == [2, 2, 0, 2]
     assert content["protocols"][0]["box_nm"] == [0, 0, 200_000, 100_000]
 

@@ -1,6 +1,7 @@
 """What the page counts after a correction is what the program counts: every protocol, interval and area."""
 
 import json
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -8,21 +9,25 @@ import pytest
 import shapely
 from py_mini_racer import MiniRacer
 
-from midog.images.slide import Slide
+from midog.detections import ATYPICAL, FIGURE, NORMAL, REJECTED, UNSURE, Detections
+from midog.images.slide import ArraySlide, Slide
 from midog.images.tissue import TissueMask
 from midog.report.areas import Areas, whole
 from midog.report.intervals import poisson_interval, wilson_interval
+from midog.report.misclassification import corrected_share
+from midog.report.page import write_report
 from midog.report.page_counts import areas_data, protocols_data, runs_of, tissue_data
 from midog.report.protocols import protocols
+from midog.report.review import read_review
 
 MM = 1_000_000
 
 
 @pytest.fixture(scope="module")
 def javascript():
-    """The value of an expression with the page's counts.js."""
+    """The value of an expression with the page's counts.js and state.js."""
     with MiniRacer() as engine:
-        for name in ("hotspot.js", "counts.js"):
+        for name in ("hotspot.js", "counts.js", "state.js"):
             engine.eval((files("midog.report") / "templates" / name).read_text())
         yield lambda call: json.loads(engine.eval(f"JSON.stringify({call})"))
 
@@ -35,6 +40,60 @@ def test_intervals_are_python_s(javascript):
     pairs = [(int(random.integers(0, total + 1)), total) for total in random.integers(1, 500, 100).tolist()]
     page = javascript(f"{json.dumps(pairs)}.map(pair => Counts.wilsonInterval(...pair))")
     np.testing.assert_allclose(page, [wilson_interval(*pair) for pair in pairs], rtol=0, atol=1e-12)
+
+
+def test_the_corrected_share_is_python_s(javascript):
+    random = np.random.default_rng(28)
+    cases = [(6, 30, 0, []), (6, 30, 0, [["A", 0.6, 0.5]]), (6, 30, 0, [["A", 0.6, 0.5], ["B", 0.9, 0.9]])]
+    for of in random.integers(20, 200, 100).tolist():
+        atypical, reviewed = random.integers(0, of + 1, 2).tolist()
+        rates = random.uniform(0, 0.9, (int(random.integers(1, 6)), 2))
+        cases.append((atypical, of, reviewed, [["A", *each] for each in rates.tolist()]))
+    page = javascript(f"{json.dumps(cases)}.map(each => Counts.correctedShare(...each))")
+    ours = [corrected_share(*each) for each in cases]
+    assert 10 < ours.count(None) < 90  # both kinds occur
+    assert [each is None for each in page] == [each is None for each in ours]
+    np.testing.assert_allclose([each for each in page if each], [each for each in ours if each], rtol=0, atol=1e-12)
+
+
+def test_what_a_reader_had_a_say_in_is_python_s(javascript, tmp_path):
+    """Of 24 figures: confirmed, of another subtype, moved, with a note, deleted, not sure, accepted, and added."""
+    slide = ArraySlide(np.full((300, 400, 3), 220, np.uint8), (0.25, 0.25))
+    points = np.array([(40 + 40 * (i % 8), 40 + 40 * (i // 8)) for i in range(26)], float)
+    scores = np.concatenate([np.linspace(0.9, 0.6, 24), [0.3, 0.2]])
+    found = Detections.of(np.tile(points, 2), scores, slide.um_per_px, slide.origin_mm)
+    classify = lambda slide, found: (found.with_atypical(np.resize([0.9, 0.2, 0.3], found.accepted.sum())), "any")  # noqa: E731
+    said = [
+        [ATYPICAL, {"P(atypical)": 0.9}, {}] if i % 3 == 0 else [NORMAL, {"P(atypical)": 0.2}, {}] for i in range(24)
+    ]
+    said[0][2] = {"reviewed": "yes"}
+    said[1][0] = ATYPICAL
+    said[2][2] = {"note": "clumped"}
+    said[3][0], said[4][0] = REJECTED, UNSURE
+    said += [[FIGURE, {}, {}], [REJECTED, {}, {}], [FIGURE, {}, {"origin": "reader"}]]
+    places = [*points.tolist(), [200.0, 290.0]]
+    places[5][0] += 2
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [x + 0.5, y + 0.5]},
+            "properties": {"classification": {"name": name}, "measurements": measured, "metadata": metadata},
+        }
+        for (x, y), (name, measured, metadata) in zip(places, said, strict=True)
+    ]
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    review, errors = read_review(tmp_path / "r.geojson", slide, found), [("A", 0.8, 0.9), ("B", 0.9, 0.7)]
+    share = write_report(
+        slide, found, tmp_path, "a.tif", classify_figures=classify, review=review, subtype_errors=errors
+    ).share
+    assert (share.of, share.reviewed) == (24, 6)
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "report.html").read_text(), re.DOTALL)[1]
+    page = javascript(f"""((data, state) => {{
+        const isTaken = state.load(data.review.start), {{atypical, classified, reviewed}} = state.summary();
+        const corrected = Counts.correctedShare(atypical, classified, reviewed, data.subtypeErrors);
+        return [isTaken, atypical, classified, reviewed, corrected];
+    }})({data}, State.create({data}))""")
+    assert page == [True, share.atypical, 24, 6, pytest.approx(share.corrected)]
 
 
 def test_runs_begin_with_glass():

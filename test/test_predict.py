@@ -23,7 +23,7 @@ from images.writers import write_dicom
 from test_detect import write_random_system
 
 from midog import __main__ as commands
-from midog.about import END_BYTES, identity
+from midog.about import END_BYTES, identity, read_about
 from midog.calibration import logit, shift_to_half, sigmoid
 from midog.detections import Detections
 from midog.errors import exit_code
@@ -191,6 +191,7 @@ class Stub:
 
     made = SimpleNamespace(reliability=((0.9, 0.8, 60),))
     system = SimpleNamespace(system="stub", version="1", detector=None, classifier=None, made=made)
+    subtype_errors = (("A", 0.8, 0.9),)
 
     def __init__(self, track):
         self.track = track
@@ -393,7 +394,9 @@ def test_numbers_need_no_report_and_are_made_once(images, stub, tmp_path, monkey
     assert (out / "0.png/report.html").stat().st_mtime_ns == drawn
     about = json.loads((out / "0.png/about.json").read_text())
     assert (about["counts"]["share"]["atypical"], about["reliability"]) == (1, [[0.9, 0.8, 60]])
-    new = {"counts", "drawn", "local_threshold", "reliability", "seconds", "size_px", "subtypes"}
+    assert about["counts"]["share"]["corrected"][0] == 1
+    assert read_about(out / "0.png/mitotic-figures.json").subtype_errors == Stub.subtype_errors
+    new = {"counts", "drawn", "local_threshold", "reliability", "seconds", "size_px", "subtype_errors", "subtypes"}
     (out / "0.png/about.json").write_text(json.dumps({key: about[key] for key in about.keys() - new}))  # of version 1.7
     assert commands.main(command) == 0
     assert {**rows(out)["0.png"], "seconds": ""} == {**row, "status": "done before", "seconds": ""}

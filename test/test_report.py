@@ -28,6 +28,7 @@ from midog.images.resolution import ASSUMED, GIVEN, Resolution
 from midog.images.slide import Slide, open_slide
 from midog.images.tissue import tissue_mask
 from midog.report.areas import Areas
+from midog.report.binding import bind
 from midog.report.canvas import (
     AREA_COLOUR,
     EXCLUDED_COLOUR,
@@ -39,7 +40,7 @@ from midog.report.canvas import (
     scale_bar,
 )
 from midog.report.contact_sheet import write_contact_sheets
-from midog.report.counts import count
+from midog.report.counts import SHARE_COLUMNS, count
 from midog.report.density import COLOUR_SCALE, density_picture, field_map, scale_top
 from midog.report.draw import draw
 from midog.report.export import candidates_geojson, counts_csv, figures_csv, figures_geojson
@@ -369,6 +370,25 @@ def test_counts_by_hand():
     assert (whole["asked_mm2"], whole["per_mm2"], whole["per_mm2_tissue"]) == ("", "5.000000", "5.000000")
 
 
+def test_the_share_of_atypical_figures_stands_with_the_count_that_it_is_of(tmp_path):
+    """5 of 20, by a system whose errors on two domains are known; those are on the page, too, with what they mean."""
+    slide = PlainSlide((2000, 800), (0.25, 0.5), (0, 0))
+    found = found_on(slide, [(50 * i + 50, 200) for i in range(20)], np.full(20, 0.9))
+    errors = [("UMC <Utrecht>", 0.8, 0.9), ("B", 0.6, 0.95)]
+    classify = lambda slide, found: (found.with_atypical([0.9] * 5 + [0.2] * 15), "any")  # noqa: E731
+    counts = write_report(slide, found, tmp_path, "a.tif", classify_figures=classify, subtype_errors=errors)
+    *_, fields, whole = csv.DictReader((tmp_path / "counts.csv").open())
+    assert {fields[name] for name in SHARE_COLUMNS} == {""}
+    low, high = counts.share.interval
+    middle, lowest, highest = (0.25 - 0.075) / 0.625, (low - 0.1) / 0.7, (high - 0.05) / 0.55
+    values = 0.25, low, high, middle, lowest, highest
+    assert [whole[name] for name in SHARE_COLUMNS] == [*(f"{value:.4f}" for value in values), "5"]
+    page = (tmp_path / "report.html").read_text()
+    assert "for atypical figures: UMC &lt;Utrecht&gt; 80 and 90 %, B 60 and 95 %." in page
+    write_report(slide, found, tmp_path, "a.tif", classify_figures=classify)
+    assert "How often Track 2&#39;s system errs is not known here" in (tmp_path / "report.html").read_text()
+
+
 def write_scn(path, pixels, corner, size):
     """A Leica slide of .25 um/px: pixels, uint8 (H, W, 3), scanned at a corner (x, y) of a glass of a size, px."""
 
@@ -628,6 +648,14 @@ def test_an_assumed_resolution_is_told_in_red_and_in_the_table(bound):
         "The result was made with 0.25 um/px, and is drawn with another.",
         "Resolution: 0.5 um/px, given (--mpp).",
     ]
+
+
+def test_how_often_the_subtypes_system_errs_comes_back_with_the_result(bound):
+    image, result, _ = bound
+    assert bind(result, image, None, False, None).subtype_errors == ()
+    note = result.parent / "about.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"subtype_errors": [["A", 0.8, 0.9]]}))
+    assert bind(result, image, None, False, None).subtype_errors == (("A", 0.8, 0.9),)
 
 
 def test_another_image_is_refused_unless_asked_for(bound, capfd):

@@ -56,7 +56,7 @@ def test_wherever_a_kill_tears_the_last_line_the_others_stay(tmp_path):
 
 
 def test_the_table_of_an_older_version_is_kept(tmp_path):
-    for kept in ("summary-before-1.8.csv", "summary-before-1.8-2.csv"):
+    for kept in ("summary-before-1.9.csv", "summary-before-1.9-2.csv"):
         (tmp_path / "summary.csv").write_text("image,status,found\na.svs,done,3\n")
         assert Summary(tmp_path).older == tmp_path / kept
         assert (tmp_path / kept).read_text().endswith("a.svs,done,3\n")
@@ -82,7 +82,8 @@ def counts(figures, tissue_mm2, share, box_nm):
 def test_the_values_of_a_row(tmp_path):
     read = Resolution((0.25, 0.5), READ, "")
     found = counts(30, 4.0, {"atypical": 6, "of": 30}, [1_000, 2_000, 10_000, 20_000])
-    row = row_of_region("a", "done", (7215, 5412), read, found, ("one, weights 1", "two, weights 2"), 1.234)
+    errors = [("A", 0.8, 0.9), ("B", 0.6, 0.95)]
+    row = row_of_region("a", "done", (7215, 5412), read, found, ("one, weights 1", "two, weights 2"), 1.234, errors)
     assert row == Row(
         image="a",
         status="done",
@@ -99,6 +100,9 @@ def test_the_values_of_a_row(tmp_path):
         atypical="0.2000",
         atypical_low="0.0951",  # Wilson, 6 of 30
         atypical_high="0.3731",
+        atypical_corrected="0.2000",  # (.2 + .925 - 1) / (.7 + .925 - 1)
+        atypical_corrected_low="0.0000",  # by A, (.0951 + .9 - 1) / .7 is below 0
+        atypical_corrected_high="0.5874",  # by B, (.3731 + .95 - 1) / .55
         atypical_count="6",
         system="one, weights 1; two, weights 2",
         seconds="1.23",
@@ -109,6 +113,7 @@ def test_the_values_of_a_row(tmp_path):
     crops = [{"class": "atypical"}] * 10 + [{"class": "normal"}] * 10
     stack = row_of_stack("s", "done before", Resolution((0.25, 0.25), ASSUMED, ""), crops, ("two",), 2)
     assert (stack.status, stack.figures, stack.atypical) == ("done before, resolution assumed", "20", "0.5000")
+    assert (stack.atypical_high, stack.atypical_corrected) == ("0.7007", "")  # how often the system errs is not known
     assert failed_row("a\udce4", "line\nbreak") == Row(r"a\udce4", "failed", message=r"line\nbreak")
 
 
@@ -140,6 +145,17 @@ def test_the_page_shows_each_row_and_nothing_from_elsewhere(folder):
     assert "://" not in page
     write_index(here, rows, ["report.html"])
     assert "Not finished" not in (here / "index.html").read_text()
+
+
+def test_the_share_says_what_the_systems_errors_make_of_it(tmp_path):
+    share = {"atypical": "0.2000", "atypical_low": "0.0951", "atypical_high": "0.3731", "atypical_count": "6"}
+    ends = {"atypical_corrected": "0.1000", "atypical_corrected_low": "0", "atypical_corrected_high": "0.55"}
+    write_index(tmp_path, [Row("a", "done", figures="30", **share, **ends), Row("b", "done", **share)], [])
+    titles = re.findall('title="(.*?)">20 %', (tmp_path / "index.html").read_text())
+    assert titles == [
+        "Corrected for the system&#39;s errors: 10 % (0 to 55 %)",
+        "Not corrected: the system&#39;s errors are unknown, or too many",
+    ]
 
 
 def test_totals_are_of_all_figures_and_all_tissue(folder):

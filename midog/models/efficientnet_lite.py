@@ -93,8 +93,8 @@ class InvertedResidual(nn.Module):
         y = self.bn3(self.conv_pwl(y))
         if not self.residual:
             return y
-        # What dropout3d drops are the channels of (N, C, D, H, W), which here are images; the gradient of [0] would lose
-        # channels_last.
+        # What dropout3d drops are the channels of (N, C, D, H, W), which here are images; the gradient of [0] would
+        # lose channels_last.
         return x + F.dropout3d(y.unsqueeze(0), self.drop_path_rate, self.training).squeeze(0)
 
 

@@ -9,6 +9,7 @@ from midog.about import NAME, About, read_about
 from midog.errors import UserError
 from midog.images.folder import identity_of
 from midog.images.resolution import ASSUMED_UM_PER_PX, GIVEN, GIVEN_UM_PER_PX, Resolution, format_spacing
+from midog.report.misclassification import Errors
 from midog.report.reliability import Reliability
 from midog.system import model_folder, read_system
 
@@ -24,6 +25,7 @@ class Binding:
     system: str | None = None
     default_um_per_px: float = ASSUMED_UM_PER_PX
     reliability: Reliability = ()
+    subtype_errors: Errors = ()
 
 
 def bind(result: Path, image: Path, mpp: float | None, any_image: bool, model: str | None) -> Binding:
@@ -57,7 +59,13 @@ def bind(result: Path, image: Path, mpp: float | None, any_image: bool, model: s
     if given and given.um_per_px != made_with.um_per_px:
         spacing = format_spacing(made_with.um_per_px)
         doubts.append(f"The result was made with {spacing} um/px, and is drawn with another.")
-    return Binding(given or made_with, tuple(doubts), str(about), reliability=about.reliability)
+    return Binding(
+        given or made_with,
+        tuple(doubts),
+        str(about),
+        reliability=about.reliability,
+        subtype_errors=about.subtype_errors,
+    )
 
 
 def _resolution(about: About | None) -> Resolution | None:

@@ -12,17 +12,30 @@ from midog.images.tissue import TissueMask
 from midog.report.areas import Areas, whole
 from midog.report.hotspot import NM_PER_MM, places_nm, size_nm
 from midog.report.intervals import wilson_interval
+from midog.report.misclassification import Errors, corrected_share
 from midog.report.protocols import FIELD_DIAMETER_MM, Count, protocols
 
 LEAST_FIGURES = 20  # of a share: of fewer, even none atypical leaves up to 17 % possible
+SHARE_COLUMNS = (  # of every table that has a share
+    *("atypical", "atypical_low", "atypical_high"),
+    *("atypical_corrected", "atypical_corrected_low", "atypical_corrected_high", "atypical_count"),
+)
 
 
 @dataclass(frozen=True)
 class Share:
-    """Atypical figures among those that have a subtype."""
+    """Atypical figures among those that have a subtype.
+
+    Attributes:
+        atypical, of: how many, of how many.
+        reviewed: of how many of these a reader had a say in it.
+        errors: of the system that told the others; empty where they are not known.
+    """
 
     atypical: int
     of: int
+    reviewed: int = 0
+    errors: Errors = ()
 
     @property
     def given(self) -> bool:
@@ -38,6 +51,18 @@ class Share:
     def interval(self) -> tuple[float, float]:
         """95 % (Wilson), in [0, 1]."""
         return wilson_interval(self.atypical, self.of) if self.of else (0.0, 1.0)
+
+    @property
+    def corrected(self) -> tuple[float, float, float] | None:
+        """Without the system's errors, and from where to where, in [0, 1]; None where there are none to go by."""
+        return corrected_share(self.atypical, self.of, self.reviewed, self.errors) if self.of else None
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """By `SHARE_COLUMNS`; what is not given or not known is empty."""
+        known = (self.fraction, *self.interval, *(self.corrected or ())) if self.given else ()
+        values = dict(zip(SHARE_COLUMNS, (f"{value:.4f}" for value in known), strict=False))
+        return dict.fromkeys(SHARE_COLUMNS, "") | values | {"atypical_count": str(self.atypical)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +123,7 @@ def _of_share(share: Share) -> dict[str, Any]:
         "given": share.given,
         "fraction": share.fraction,
         "interval": [low, high],
+        "corrected": share.corrected,
     }
 
 
@@ -107,6 +133,8 @@ def count(
     tissue: TissueMask,
     areas: Areas | None = None,
     field_diameter_mm: float = FIELD_DIAMETER_MM,
+    errors: Errors = (),
+    reviewed: NDArray[np.bool_] | None = None,
 ) -> Counts:
     """Count the mitotic figures of an image.
 
@@ -116,13 +144,17 @@ def count(
         tissue: of the slide.
         areas: to count in; None: the whole image.
         field_diameter_mm: of a high-power field.
+        errors: of the system that told the subtypes.
+        reviewed: bool (N,), in which of the candidates a reader had a say; None: in none.
     """
     size, places = size_nm(slide), places_nm(slide, found.centres)
     areas = areas or whole(size)
     counted = areas.holds(places)
     known = ~np.isnan(found.atypical)
     judged = known & found.accepted & counted
-    share = Share(int((found.atypical[judged] >= 0.5).sum()), int(judged.sum())) if known.any() else None
+    by_reader = 0 if reviewed is None else int((judged & reviewed).sum())
+    is_atypical = found.atypical[judged] >= 0.5
+    share = Share(int(is_atypical.sum()), int(judged.sum()), by_reader, errors) if known.any() else None
     by_protocol = protocols(places[found.accepted], size, areas, tissue, field_diameter_mm)
     image_mm2 = float(np.prod(size / NM_PER_MM))
     return Counts(image_mm2, tissue.area_mm2, by_protocol, share, counted)

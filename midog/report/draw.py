@@ -10,6 +10,7 @@ from midog.detections import Detections
 from midog.errors import UserError
 from midog.images.folder import identity_of, open_stack, resolution_of
 from midog.images.resolution import ASSUMED, ASSUMED_UM_PER_PX, Resolution
+from midog.report.misclassification import Errors
 from midog.report.protocols import FIELD_DIAMETER_MM
 from midog.report.reliability import Reliability
 
@@ -36,6 +37,7 @@ def draw(
     areas: Path | None = None,
     field_diameter_mm: float = FIELD_DIAMETER_MM,
     reliability: Reliability = (),
+    subtype_errors: Errors = (),
 ) -> "Counts | None":
     """Write the report of a Track 1 result, or the contact sheets of a Track 2 result.
 
@@ -56,6 +58,7 @@ def draw(
         areas: polygons to count a Track 1 result in, as `midog.report.areas` reads them; None: the whole image.
         field_diameter_mm: of a high-power field.
         reliability: what the system's scores meant on validation.
+        subtype_errors: of the system that told the subtypes of a Track 1 result's figures.
 
     Returns:
         What was counted of a Track 1 result.
@@ -80,7 +83,7 @@ def draw(
             if figures:
                 review = read_review(figures, slide, found, identity, result_sha256, any_image)
             known = notices(doubts, slide.resolution), review, identity, result_sha256
-            counting = read_areas(areas, slide) if areas else None, field_diameter_mm, reliability
+            counting = read_areas(areas, slide) if areas else None, field_diameter_mm, reliability, subtype_errors
             return write_report(slide, found, out, name, system, classify_figures, *known, *counting)
     if figures:
         raise UserError(f"{figures}: corrects a result of Track 1, and this is one of Track 2; leave --figures out")

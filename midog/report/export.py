@@ -15,9 +15,9 @@ from midog.detections import COLOURS, Detections, feature
 from midog.images.resolution import Resolution, format_spacing
 from midog.images.slide import Slide
 from midog.report.canvas import HOTSPOT_COLOUR
-from midog.report.counts import Counts
+from midog.report.counts import SHARE_COLUMNS, Counts
 from midog.report.hotspot import Hotspot
-from midog.report.protocols import Count
+from midog.report.protocols import AREAS, WHOLE, Count
 from midog.report.reliability import Reliability, share_at
 from midog.report.review import Agreement, Corrected
 
@@ -40,6 +40,7 @@ OF_REVIEWS = {"origin", "note"}
 COUNTS_COLUMNS = (
     *("protocol", "figures", "low_95", "high_95", "area_mm2", "asked_mm2", "reached"),
     *("tissue_mm2", "per_mm2", "per_mm2_tissue", "left_px", "top_px", "right_px", "bottom_px"),
+    *SHARE_COLUMNS,
 )
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet would compute
 RESOLUTION = "um_per_px", "um_per_px_source"  # the last columns of every table
@@ -103,9 +104,15 @@ def _cell(value: Any, form: str) -> str:
 def counts_csv(counts: Counts, slide: Slide) -> str:
     """A row a protocol as CSV text; where one has a window, its place in px from the image's upper left corner.
 
-    What is not known of a count is empty: the area that was asked for, or the density where there is no area.
+    What is not known of a count is empty: the area that was asked for, or the density where there is no area. The share
+    of atypical figures, where that was asked, stands with the count of all that it is of.
     """
-    return csv_text(COUNTS_COLUMNS, (_count_cells(each, slide) for each in counts.protocols))
+    keys = {each.key for each in counts.protocols}
+    of_all = AREAS if AREAS in keys else WHOLE
+    shares = {of_all: list(counts.share.cells.values())} if counts.share else {}
+    nothing = [""] * len(SHARE_COLUMNS)
+    rows = ([*_count_cells(each, slide), *shares.get(each.key, nothing)] for each in counts.protocols)
+    return csv_text(COUNTS_COLUMNS, rows)
 
 
 def _count_cells(count: Count, slide: Slide) -> list[str]:

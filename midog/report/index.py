@@ -93,7 +93,7 @@ def totals(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _shown(row: Row, folder: Path, reports: Sequence[str]) -> dict[str, Any]:
-    """A row as the template takes it: what is shown and by what it is sorted, a column, and addresses."""
+    """A row as the template takes it: what is shown, by what it is sorted and its title, a column, and addresses."""
     here = folder / _file_name(row.image)
     files = {name for name in (*reports, THUMBNAIL) if (here / name).exists()}
     place = f"{row.hotspot_x_px}, {row.hotspot_y_px}" * bool(row.hotspot_x_px)
@@ -109,6 +109,7 @@ def _shown(row: Row, folder: Path, reports: Sequence[str]) -> dict[str, Any]:
         "size": row.size and str(_area(row.size)),
         "um_per_px": row.um_per_px.partition(" ")[0],
     }
+    titles = {"atypical": _corrected(row)}
     report = next((name for name in reports if name in files), None)
     return {
         "failed": row.failed,
@@ -116,7 +117,8 @@ def _shown(row: Row, folder: Path, reports: Sequence[str]) -> dict[str, Any]:
         "report": _address(here, folder, report) if report else None,
         "picture": _address(here, folder, THUMBNAIL) if THUMBNAIL in files else None,
         "cells": [
-            (name, shown.get(name, getattr(row, name)), sorted_by.get(name, getattr(row, name))) for name in HEADINGS
+            (name, shown.get(name, getattr(row, name)), sorted_by.get(name, getattr(row, name)), titles.get(name, ""))
+            for name in HEADINGS
         ],
     }
 
@@ -124,8 +126,21 @@ def _shown(row: Row, folder: Path, reports: Sequence[str]) -> dict[str, Any]:
 def _share(row: Row) -> str:
     if not row.atypical:
         return f"{row.atypical_count} of {row.figures}" if row.atypical_count else ""
-    share, low, high = (f"{100 * float(value):.0f}" for value in (row.atypical, row.atypical_low, row.atypical_high))
-    return f"{share} % ({low} to {high} %), {row.atypical_count} of {row.figures}"
+    share = _percent(row.atypical, row.atypical_low, row.atypical_high)
+    return f"{share}, {row.atypical_count} of {row.figures}"
+
+
+def _corrected(row: Row) -> str:
+    if not row.atypical:
+        return ""
+    if not row.atypical_corrected:
+        return "Not corrected: the system's errors are unknown, or too many"
+    values = row.atypical_corrected, row.atypical_corrected_low, row.atypical_corrected_high
+    return f"Corrected for the system's errors: {_percent(*values)}"
+
+
+def _percent(*values: str) -> str:
+    return "{:.0f} % ({:.0f} to {:.0f} %)".format(*(100 * float(value) for value in values))
 
 
 def _area(size: str) -> int:

@@ -34,6 +34,7 @@ from midog.report.gallery import FIELD_UM, cut_crops, gallery
 from midog.report.hotspot import NM_PER_MM, places_nm, size_nm
 from midog.report.hotspot_picture import hotspot_picture
 from midog.report.html import TEMPLATES, rendered
+from midog.report.misclassification import Errors
 from midog.report.overlay import LONGEST_SIDE, RADIUS_UM, outside_warning, overlay
 from midog.report.page_counts import areas_data, protocols_data, tissue_data
 from midog.report.protocols import FIELD_DIAMETER_MM, HOTSPOT
@@ -91,8 +92,15 @@ SCORE_DEFINITION = (
 ATYPICAL_DEFINITION = (
     "Each accepted figure, cut as 32 µm at 0.25 µm/px, went through the system for Track 2. P(atypical) is calibrated "
     "for equal numbers of both classes. The interval (Wilson) knows the number of figures, not the errors of either "
-    f"system. Below {LEAST_FIGURES} figures no share is given: it would say next to nothing."
+    f"system. Below {LEAST_FIGURES} figures no share is given: it would say next to nothing. "
 )
+CORRECTED_DEFINITION = (
+    "Corrected is the share without the errors that Track 2's system makes on average in domains for which its "
+    "operating point was not chosen (Rogan and Gladen 1978). The range goes from the lowest to the highest end of the "
+    "interval, corrected by each domain's errors: it holds if this slide is like the one that the system knows least "
+    "well. What a reader had a say in is taken as right. Sensitivity and specificity for atypical figures: "
+)
+UNKNOWN_DEFINITION = "How often Track 2's system errs is not known here, so that the share is not corrected for it."
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +113,7 @@ class _Page:
         areas: to count in.
         field_diameter_mm: of a high-power field.
         reliability: what scores meant on validation.
+        subtype_errors: of the system that told the subtypes.
         system, atypical_system: what found and what classified the figures, as far as known.
         notices: in red.
         image, result: what they were found on, by `identity` and name, and the sha256 of the result's file, or None.
@@ -120,6 +129,7 @@ class _Page:
     areas: Areas
     field_diameter_mm: float
     reliability: Reliability
+    subtype_errors: Errors
     system: str | None
     atypical_system: str | None
     notices: Sequence[str]
@@ -144,6 +154,7 @@ def write_report(
     areas: Areas | None = None,
     field_diameter_mm: float = FIELD_DIAMETER_MM,
     reliability: Reliability = (),
+    subtype_errors: Errors = (),
 ) -> Counts:
     """Write overlay, gallery, density map, hotspot, CSV, GeoJSON and the page.
 
@@ -161,6 +172,7 @@ def write_report(
         areas: to count in; None: the whole image.
         field_diameter_mm: of a high-power field.
         reliability: what the system's scores meant on validation.
+        subtype_errors: of the system that told the subtypes.
 
     Returns:
         What was counted, as corrected.
@@ -178,7 +190,8 @@ def write_report(
         final, atypical_system = classify(slide, final)
     view = slide.overview(LONGEST_SIDE)
     tissue = tissue_mask(slide, view)
-    counts = count(slide, final, tissue, areas, field_diameter_mm)
+    reviewed = corrected.reviewed if corrected else None
+    counts = count(slide, final, tissue, areas, field_diameter_mm, subtype_errors, reviewed)
     places, size = places_nm(slide, final.centres), size_nm(slide)
     hotspot = counts.of(HOTSPOT).box
     in_hotspot = hotspot.holds(places) & counts.counted if hotspot else np.zeros(len(final), bool)
@@ -213,7 +226,7 @@ def write_report(
     asked = final.atypical if not corrected else np.where(corrected.by_reader, np.nan, final.atypical)
     shown = replace(found, atypical=asked[: len(found)].astype(np.float32))
     pixels, not_sharp = embedded(slide, hotspot, final.centres, final.accepted, PIXEL_BYTES)
-    counting = tissue, areas or whole(size), field_diameter_mm, reliability
+    counting = tissue, areas or whole(size), field_diameter_mm, reliability, subtype_errors
     known = *counting, system, atypical_system, notices, image, result_sha256
     page = _Page(slide, title, shown, *known, {"start": start}, pixels, not_sharp)
     path = write_file(folder / "report.html", _render(page))
@@ -252,7 +265,7 @@ def view_page(
     Returns:
         HTML.
     """
-    counting = None, whole(size_nm(slide)), FIELD_DIAMETER_MM, reliability
+    counting = None, whole(size_nm(slide)), FIELD_DIAMETER_MM, reliability, ()
     known = *counting, system, None, notices, identity, result_sha256
     return _render(_Page(slide, title, found, *known, review, None))
 
@@ -272,8 +285,7 @@ def _start(
         accepted: bool, which of them the system had accepted; those that the reader added are behind.
         image, result: of `_Page`.
     """
-    noted = np.array([bool(note) for note in corrected.notes], bool)
-    said = final.accepted | corrected.unsure | corrected.added | noted | corrected.reviewed
+    said = final.accepted | corrected.reviewed
     said[: len(accepted)] |= accepted
     names, numbers, origins = corrected.names_of(final), corrected.numbers, corrected.origins
     places = (final.centres + 0.5).tolist()
@@ -334,8 +346,10 @@ def _definitions(page: _Page) -> dict[str, str]:
     }
     if not page.areas.is_whole:
         more["Areas"] = AREAS_DEFINITION
-    if page.atypical_system:
-        more["Atypical"] = ATYPICAL_DEFINITION
+    if page.atypical_system or not np.isnan(page.found.atypical).all():
+        by_domain = (f"{name} {100 * hits:.0f} and {100 * rest:.0f} %" for name, hits, rest in page.subtype_errors)
+        said = f"{CORRECTED_DEFINITION}{', '.join(by_domain)}." if page.subtype_errors else UNKNOWN_DEFINITION
+        more["Atypical"] = ATYPICAL_DEFINITION + said
     return DEFINITIONS | more
 
 
@@ -390,6 +404,7 @@ def _data(page: _Page) -> dict[str, Any]:
         "tissue": page.tissue and tissue_data(page.tissue, page.areas),
         "tissueUrl": "tissue" if page.pixels is None else None,
         "leastFigures": LEAST_FIGURES,
+        "subtypeErrors": page.subtype_errors,
         "scoreName": name_of(page.reliability),
         "sentences": [sentence(page.reliability, (tenth + 0.5) / BINS) for tenth in range(BINS)],
         "radii": {"accepted": RADIUS_UM[FIGURE] / um_per_px, "rejected": RADIUS_UM[REJECTED] / um_per_px},

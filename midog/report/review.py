@@ -99,7 +99,7 @@ class Corrected:
         added: bool (N,), which those are.
         unsure: bool (N,), what the reader left open; not accepted.
         by_reader: bool (N,), whose subtype is the reader's word: 0 or 1 stand for P(atypical).
-        reviewed: bool (N,), as in `Review`.
+        reviewed: bool (N,), in which the reader had a say: as in `Review`, or other than the system left it.
         notes: N, "" without.
         agreement: of system and reader.
     """
@@ -318,8 +318,7 @@ def apply(slide: Slide, found: Detections, review: Review, areas: Areas | None =
     names = np.array(review.names, object)
     shift = np.zeros((len(joined), 2))
     shift[rows] = review.points - joined.centres[rows]
-    accepted, unsure, by_reader, reviewed = np.zeros((4, len(joined)), bool)
-    reviewed[rows] = review.reviewed
+    accepted, unsure, by_reader = np.zeros((3, len(joined)), bool)
     accepted[rows] = np.isin(names, FIGURES)
     unsure[rows] = names == UNSURE
     by_reader[rows] = np.isin(names, (ATYPICAL, NORMAL)) & np.isnan(review.atypical)
@@ -331,6 +330,9 @@ def apply(slide: Slide, found: Detections, review: Review, areas: Areas | None =
     corrected = replace(joined, boxes=joined.boxes + np.tile(shift, 2), accepted=accepted, atypical=atypical)
 
     added = np.arange(len(joined)) >= len(found)
+    noted = np.array([bool(note) for note in notes], bool)
+    reviewed = added | unsure | noted | by_reader | shift.any(axis=1) | (accepted != joined.accepted)
+    reviewed[rows] |= review.reviewed
     was, now = places_nm(slide, joined.centres), places_nm(slide, corrected.centres)
     was_counted, counted = (areas.holds(each) if areas else np.ones(len(joined), bool) for each in (was, now))
     by_system = ~added

@@ -16,9 +16,10 @@ from midog.errors import UserError, one_line
 from midog.files import append_line, write_file
 from midog.images.resolution import ASSUMED, Resolution, format_spacing
 from midog.report.counts import Share
+from midog.report.misclassification import Errors
 
 NAME = "summary.csv"
-BEFORE = "summary-before-1.8"  # the table of a version up to 1.7, which has other columns
+BEFORE = "summary-before-1.9"  # the table of a version up to 1.8, which has other columns
 DONE, DONE_BEFORE, FAILED = "done", "done before", "failed"
 GUESSED = ", resolution assumed"  # behind the first two
 
@@ -38,6 +39,8 @@ class Row:
         hotspot_count, hotspot_mm2, hotspot_x_px, hotspot_y_px: figures in the hotspot, its area, and the pixel in its
             middle.
         atypical, atypical_low, atypical_high: share of the figures with its 95 % interval, where there are enough.
+        atypical_corrected, atypical_corrected_low, atypical_corrected_high: the same without the errors of the system
+            that told the subtypes, and from where to where, where these are known, too.
         atypical_count: how many.
         system: what made the result, and what the subtypes.
         seconds: that it took.
@@ -59,6 +62,9 @@ class Row:
     atypical: str = ""
     atypical_low: str = ""
     atypical_high: str = ""
+    atypical_corrected: str = ""
+    atypical_corrected_low: str = ""
+    atypical_corrected_high: str = ""
     atypical_count: str = ""
     system: str = ""
     seconds: str = ""
@@ -90,6 +96,7 @@ def row_of_region(
     counts: dict[str, Any],
     systems: Sequence[str],
     seconds: float,
+    errors: Errors = (),
 ) -> Row:
     """Of a Track 1 result.
 
@@ -101,6 +108,7 @@ def row_of_region(
         counts: `midog.report.counts.Counts.to_builtins`.
         systems: what made it.
         seconds: that it took.
+        errors: of the system that told the subtypes; empty where they are not known.
     """
     protocols = {each["key"]: each for each in counts["protocols"]}
     whole, hotspot = protocols["whole"], protocols["hotspot"]
@@ -112,7 +120,7 @@ def row_of_region(
     share = counts["share"]
     return Row(
         **_of_any(image, status, resolution, systems, seconds),
-        **(_of_share(Share(share["atypical"], share["of"])) if share else {}),
+        **(Share(share["atypical"], share["of"], errors=errors).cells if share else {}),
         **places,
         size=f"{size[0]} x {size[1]}",
         tissue_mm2=f"{counts['tissue_mm2']:.4f}",
@@ -130,10 +138,11 @@ def row_of_stack(
     result: Sequence[dict[str, Any]],
     systems: Sequence[str],
     seconds: float,
+    errors: Errors = (),
 ) -> Row:
     """Of a Track 2 result, the platform's; the rest as `row_of_region`."""
-    share = Share(sum(crop["class"] == "atypical" for crop in result), len(result))
-    return Row(**_of_any(image, status, resolution, systems, seconds), **_of_share(share), figures=str(len(result)))
+    share = Share(sum(crop["class"] == "atypical" for crop in result), len(result), errors=errors)
+    return Row(**_of_any(image, status, resolution, systems, seconds), **share.cells, figures=str(len(result)))
 
 
 def _of_any(image: str, status: str, resolution: Resolution, systems: Sequence[str], seconds: float) -> dict[str, str]:
@@ -145,14 +154,6 @@ def _of_any(image: str, status: str, resolution: Resolution, systems: Sequence[s
         "system": "; ".join(systems),
         "seconds": f"{seconds:.2f}",
     }
-
-
-def _of_share(share: Share) -> dict[str, str]:
-    found = {"atypical_count": str(share.atypical)}
-    if share.given:
-        names = "atypical", "atypical_low", "atypical_high"
-        found |= dict(zip(names, (f"{value:.4f}" for value in (share.fraction, *share.interval)), strict=True))
-    return found
 
 
 def _printable(image: str) -> str:

@@ -1,13 +1,14 @@
 /*
-The mitotic count by each protocol and how sure it is, as midog/report/protocols.py, areas.py, intervals.py and
-midog/images/tissue.py have it: what the page counts after a correction is what the program would write. Places are
-whole nm from the outer corner of the first pixel. Nothing here knows the page.
+The mitotic count by each protocol and how sure it is, as midog/report/protocols.py, areas.py, intervals.py,
+misclassification.py and midog/images/tissue.py have it: what the page counts after a correction is what the program
+would write. Places are whole nm from the outer corner of the first pixel. Nothing here knows the page.
 */
 const Counts = (() => {
   "use strict";
 
   const Z_95 = 1.959964; // standard normal quantile of .975
   const TAIL = 0.025;
+  const TELLS_NOTHING = 1.1; // sensitivity + specificity at most
   const NM_PER_UM = 1000;
   const NEGLIGIBLE = 1e-9; // part of an area that may be missing by rounding
   const STEPS = 16; // of the fields' lattice in a field's diameter
@@ -18,6 +19,30 @@ const Counts = (() => {
     const half = Z_95 * Math.sqrt(fraction * (1 - fraction) / total + squared / (4 * total ** 2));
     const [low, high] = [middle - half, middle + half].map(end => end / (1 + squared / total));
     return [Math.max(0, low), Math.min(1, high)];
+  }
+
+  /** The share behind an observed one (Rogan and Gladen, Am J Epidemiol 1978;107:71-76), or null: it is not known. */
+  function trueShare(observed, [sensitivity, specificity]) {
+    if (sensitivity + specificity <= TELLS_NOTHING) return null;
+    return Math.min(Math.max((observed + specificity - 1) / (sensitivity + specificity - 1), 0), 1);
+  }
+
+  /**
+  The share of atypical figures without the errors of the system that told them, by domain [name, sensitivity,
+  specificity], but for what a reader reviewed: [share, low, high], or null where they are not known, or too many.
+  */
+  function correctedShare(atypical, of, reviewed, errors) {
+    const bySystem = 1 - reviewed / of;
+    const rates = errors.map(([, ...each]) => each.map(rate => 1 - bySystem * (1 - rate)));
+    const mean = [0, 1].map(kind => rates.reduce((sum, each) => sum + each[kind], 0) / rates.length);
+    const share = rates.length ? trueShare(atypical / of, mean) : null;
+    if (share === null) return null;
+    const [low, high] = wilsonInterval(atypical, of);
+    return [
+      share,
+      Math.min(...rates.map(each => trueShare(low, each) ?? 0)),
+      Math.max(...rates.map(each => trueShare(high, each) ?? 1)),
+    ];
   }
 
   /** 95 % interval of the expected number behind a count, exact (Garwood, Biometrika 1936;28:437-442). */
@@ -301,5 +326,6 @@ const Counts = (() => {
     }
   }
 
-  return {wilsonInterval, poissonInterval, isCounted, unpacked, create: (data, extent) => new Counter(data, extent)};
+  const create = (data, extent) => new Counter(data, extent);
+  return {wilsonInterval, poissonInterval, correctedShare, isCounted, unpacked, create};
 })();

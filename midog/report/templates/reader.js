@@ -227,6 +227,14 @@ window.reader = (() => {
     return `${said}, ${(100 * atypical / classified).toFixed(0)} %; 95 % interval ${ends.join(" to ")} %`;
   }
 
+  function corrected({atypical, classified, reviewed}) {
+    if (classified < data.leastFigures || reviewed === classified) return "";
+    const known = Counts.correctedShare(atypical, classified, reviewed, data.subtypeErrors);
+    if (!known) return "Not corrected: the system's errors are unknown, or too many";
+    const [share, low, high] = known.map(end => (100 * end).toFixed(0));
+    return `Corrected for the system's errors: ${share} %, ${low} to ${high} %`;
+  }
+
   // --- what is counted ---
 
   const rows = new Map(data.protocols.map(({key, name}) => {
@@ -275,6 +283,7 @@ window.reader = (() => {
     const {figures, hotspot, protocols, unsure} = state.summary();
     fillProtocols();
     byId("share").textContent = share(state.summary());
+    byId("corrected").textContent = corrected(state.summary());
     const those = isChosen => whole(chosen(isChosen).length);
     byId("changes").textContent = [
       `${those(i => state.isFigure(i) && state.touched[i])} of ${whole(figures)} confirmed`,

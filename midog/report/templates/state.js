@@ -151,9 +151,10 @@ const State = (() => {
     }
 
     /**
-    {figures, unsure, atypical, classified, inHotspot: a bool a candidate, protocols: of `Counts`, each with `boxes` and
-    `circles` in px from the outer corner of the first pixel: left, top, right, bottom; x, y and the radii along both,
-    hotspot: the first of them, or null without figures}; figures are all, atypical and classified those that count.
+    {figures, unsure, atypical, classified, reviewed, inHotspot: a bool a candidate, protocols: of `Counts`, each with
+    `boxes` and `circles` in px from the outer corner of the first pixel: left, top, right, bottom; x, y and the radii
+    along both, hotspot: the first of them, or null without figures}; figures are all, atypical and classified those that
+    count, reviewed those of the latter that the reader touched.
     */
     summary() {
       return this.#summary ??= this.#summarize();
@@ -171,6 +172,7 @@ const State = (() => {
         unsure: this.verdict.reduce((sum, verdict) => sum + (verdict === "unsure"), 0),
         atypical: classified.reduce((sum, i) => sum + (this.subtype[i] === "atypical"), 0),
         classified: classified.length,
+        reviewed: classified.filter(i => this.touched[i]).length,
         inHotspot: xs.map((x, i) => window !== null && this.isCounted(i) && Hotspot.holds(window, x, ys[i])),
         protocols,
         hotspot,
