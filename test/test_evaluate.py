@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import re
@@ -334,14 +335,20 @@ def test_track_2(tmp_path, capsys):
     assert run(tmp_path, STACKS, folder, 2, "--out", str(tmp_path / "out")) == 0
     content = json.loads((tmp_path / "out" / "metrics.json").read_text())
     names = ["sensitivity", "specificity", "balanced_accuracy", "roc_auc", "accuracy"]
-    assert list(content) == ["results", "aggregates"]
+    assert list(content) == ["results", "aggregates", "operating_point"]
     assert content["results"] == {}
     assert list(content["aggregates"]) == [*(f"overall_{name}" for name in names), "domain_1", "domain_4"]
     # atypical .9 .4, normal .2 .6 .3: sensitivity 1/2, specificity 2/3; 5 of 6 pairs in order
     found = [content["aggregates"][f"overall_{name}"] for name in names]
     assert found == pytest.approx([1 / 2, 2 / 3, 7 / 12, 5 / 6, 3 / 5])
     assert list(content["aggregates"]["domain_4"]) == [*names[:3], "accuracy", "roc_auc"]
-    assert "0.5833" in capsys.readouterr().out
+    # from .35 on: sensitivity 1, specificity 2/3; of domain 4, atypical .4, normal .6 .3, the submitted classes lose .5
+    best = {name: [each["best_balanced_accuracy"], each["lost"]] for name, each in content["operating_point"].items()}
+    assert best == {"overall": pytest.approx([5 / 6, 1 / 4]), "domain_1": [1, 0], "domain_4": [0.75, 0.5]}
+    rows = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["overall"][6] == "0.5833"
+    assert rows["overall"][-2:] == ["0.8333", "0.2500"]
+    assert rows["tumour domain 4"][-2:] == ["0.7500", "0.5000"]
 
 
 def test_track_2s_problems(tmp_path, capsys):
@@ -861,20 +868,21 @@ def test_crops_of_one_class_have_no_balanced_accuracy(tmp_path, capsys, label):
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     table = {line.split("  ")[0]: line for line in printed.out.splitlines()}
-    assert table["overall"].count("n/a") == 3
+    assert table["overall"].count("n/a") == 5
     assert "n/a: a class has no crops there" in printed.out
     assert "Warning" not in printed.err
     assert "n/a" in (tmp_path / "out/evaluation.html").read_text()
 
 
 def write_folds(out, columns):
-    """fold0/ and fold1/held_out.csv of one case each; columns by their name, halved."""
+    """fold0/ and fold1/held_out.csv of one case each; columns by their name, halved; one domain if they name none."""
     count = len(columns["label"]) // 2
     for fold in (0, 1):
         (out / f"fold{fold}").mkdir(parents=True)
         rows = ["file,case,domain,fold,label,one_view,raw"]
         for n in range(fold * count, (fold + 1) * count):
-            rows.append(f"set/{n}.png,c{fold},dog,{fold},{columns['label'][n]},{columns['raw'][n]},{columns['raw'][n]}")
+            domain, raw = columns.get("domain", ["dog"] * len(columns["label"]))[n], columns["raw"][n]
+            rows.append(f"set/{n}.png,c{fold},{domain},{fold},{columns['label'][n]},{raw},{raw}")
         (out / f"fold{fold}/held_out.csv").write_text("\n".join(rows))
     return out
 
@@ -890,12 +898,85 @@ def test_folds_are_judged_at_thresholds_that_the_others_chose(tmp_path, capsys, 
     assert [content["folds"][f"fold {n}"]["sensitivity"] for n in (0, 1)] == [0, 1]
     assert [content["folds"][f"fold {n}"]["specificity"] for n in (0, 1)] == [1, 0]
     assert content["overall"]["balanced_accuracy"] == 0.5
+    assert content["carried_over"] == {"pooled": None, "domains": None, "worst": None}
+    assert "one domain alone" in printed
     for more in (["--out", str(tmp_path)], ["--model", str(tmp_path)], ["--predictions", str(tmp_path)]):
         assert main(["evaluate", "--track", "2", "--folds", str(out), *more]) == 1
         assert "leave --predictions, --model, --system, --split, --fold and --out out" in capsys.readouterr().err
     (out / "fold1/held_out.csv").write_text("file,case\n")
     assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 1
     assert "held_out.csv: column domain, fold, label, one_view, raw is missing" in capsys.readouterr().err
+
+
+TWO_DOMAINS = {"label": [0, 1, 0, 1] * 4, "domain": ["cat", "cat", "dog", "dog"] * 4}
+RAW = [0.1, 0.3, 0.5, 0.8, 0.2, 0.15, 0.6, 0.7] * 2
+
+
+def test_how_an_operating_point_carries_over_is_told_by_rule(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(held_out, "bootstrap_by_case", partial(metrics.bootstrap_by_case, draws=10))
+    out = write_folds(tmp_path / "out", TWO_DOMAINS | {"raw": RAW})
+    assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 0
+    printed = capsys.readouterr().out
+    carried = json.loads((out / "metrics.json").read_text())["carried_over"]
+    for rule in ("pooled", "domains", "worst"):
+        # dogs' threshold (.65) finds no atypical cat; all dogs are above that of cats (.2)
+        figures = carried[rule]["domains"]
+        assert [figures[each]["sensitivity"] for each in ("cat", "dog")] == [0, 1]
+        assert [figures[each]["specificity"] for each in ("cat", "dog")] == [1, 0]
+        # cats .1 .2 | .15 .3: three of four classes told by one threshold; dogs' classes lie apart
+        assert [figures[each]["best_balanced_accuracy"] for each in ("cat", "dog")] == pytest.approx([0.75, 1])
+        assert (carried[rule]["lost_mean"], carried[rule]["lost_worst"]) == pytest.approx((0.375, 0.5))
+    rows = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
+    assert rows["worst"][1:] == ["0.5000", "0.3750", "0.5000", "cat"]
+    (out / "recipe.yaml").write_text("plan: {training: {classifier: {operating_point: best}}}")
+    assert main(["evaluate", "--track", "2", "--folds", str(out)]) == 1
+    assert "recipe.yaml: operating_point 'best' is unknown; pooled, domains, worst expected" in capsys.readouterr().err
+
+
+def test_trainings_and_their_mean_stand_beside_each_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(held_out, "bootstrap_by_case", partial(metrics.bootstrap_by_case, draws=10))
+    said = ["evaluate", "--track", "2", "--folds"]
+    one = write_folds(tmp_path / "one", TWO_DOMAINS | {"raw": RAW})
+    two = write_folds(tmp_path / "two", TWO_DOMAINS | {"raw": [0.2, 0.4, 0.3, 0.7] * 4})
+    (two / "recipe.yaml").write_text("plan: {training: {classifier: {operating_point: worst}}}")
+    assert main([*said, str(one), str(two), "--out", str(tmp_path / "mean")]) == 0
+    printed = capsys.readouterr().out
+    assert not (one / "metrics.json").exists()
+    content = json.loads((tmp_path / "mean/metrics.json").read_text())
+    trainings = content["trainings"]
+    assert list(trainings) == [str(one), str(two)]
+    assert content["mean"]["operating_point"] == ["pooled", "worst"]
+    assert "operating point without the domain, by rule" in printed
+    alone = []
+    for out in (one, two):
+        assert main([*said, str(out)]) == 0
+        written = json.loads((out / "metrics.json").read_text())
+        assert trainings[str(out)]["overall"]["roc_auc"] == written["overall"]["roc_auc"]
+        (rule,) = trainings[str(out)]["operating_point"]
+        assert trainings[str(out)]["carried_over"] == written["carried_over"][rule]
+        alone.append(read_column(out / "out_of_fold.csv", "probability"))
+    mean = read_column(tmp_path / "mean/out_of_fold.csv", "probability")
+    assert mean == pytest.approx({file: (alone[0][file] + alone[1][file]) / 2 for file in mean})
+    assert len(mean) == 16
+    capsys.readouterr()
+    for other, expected in (
+        ([one], "is given twice"),
+        ([write_folds(tmp_path / "few", {"label": [0, 1] * 2, "raw": [0.1, 0.9] * 2})], "has other crops than"),
+        ([two, "--model", str(tmp_path)], "leave --predictions, --model, --system, --split, --fold and --images out"),
+    ):
+        assert main([*said, str(one), *map(str, other)]) == 1
+        message = capsys.readouterr().err
+        assert expected in message
+        assert message.count("\n") == 1
+    wrong = two / "fold1/held_out.csv"
+    wrong.write_text(wrong.read_text().replace("set/15.png,c1,dog,1,1", "set/15.png,c1,dog,1,0"))
+    assert main([*said, str(one), str(two)]) == 1
+    assert f"{wrong}: label of set/15.png is 0, in {one} 1; give trainings with" in capsys.readouterr().err
+
+
+def read_column(path, column):
+    with path.open() as file:
+        return {row["file"]: float(row[column]) for row in csv.DictReader(file)}
 
 
 @pytest.mark.filterwarnings("error")

@@ -38,7 +38,7 @@ TRAININGS = [
     ("centernet_two_stages", "centernet"),
     *[(name, "candidates") for name in ("sztu", "sztu_small", "focasnet", "focasnet_small", "rtmdet_two_stages")],
     ("centernet_two_stages", "candidates"),
-    *[(name, "atypical") for name in ("convnextv2", "convnextv2_small")],
+    *[(name, "atypical") for name in ("convnextv2", "convnextv2_small", "efficientnet_lite0")],
 ]
 
 

@@ -68,7 +68,7 @@ def system(tmp_path_factory):
     values["system"] = "tiny"
     values["classifier"]["options"] = {"widths": [8, 16], "depths": [1, 1], "stem": "early", "drop_path_rate": 0.1}
     values["classifier"] |= {"views": 2, "input_px": 32}
-    values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1, "compile": False}
+    values["training"]["classifier"] |= {"folds": 2, "epochs": 3, "batch": 8, "warmup_epochs": 1}
     values["training"]["classifier"] |= {"precision": "float32", "operating_point": "worst"}
     path = tmp_path_factory.mktemp("systems") / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))

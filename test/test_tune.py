@@ -3,6 +3,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from midog.engine.two_stages import with_score
 from midog.errors import UserError
 from midog.evaluation import tune
 from midog.evaluation.metrics import DetectionCase, StackCase
+from midog.evaluation.operating_point import fit_calibration
 from midog.evaluation.tune import Objective, cross_validate, fit, folds_of, reliability, reliability_weights
 from midog.models import CLASSIFIERS, build, normalisation
 from midog.system import CROP_UM, load_system
@@ -214,7 +216,8 @@ def write_folds(out, folder, probabilities, labels):
         shutil.copyfile(folder / f"fold{fold}.safetensors", out / f"fold{fold}/weights.safetensors")
         rows = ["file,case,domain,fold,label,one_view,raw"]
         for n in range(fold * count, (fold + 1) * count):
-            rows.append(f"set/{n}.png,{n // 4},dog,{fold},{int(labels[n])},{probabilities[n]},{probabilities[n]}")
+            domain = "cat" if n < 12 else "dog"
+            rows.append(f"set/{n}.png,{n // 4},{domain},{fold},{int(labels[n])},{probabilities[n]},{probabilities[n]}")
         (out / f"fold{fold}/held_out.csv").write_text("\n".join(rows))
     return ["tune", "--track", "2", "--folds", str(out), "--model", str(folder)]
 
@@ -233,10 +236,23 @@ def test_held_out_crops_tune_the_system_that_their_training_exported(tmp_path, c
     threshold = model["made"]["metrics"]["tuned"]["threshold"]
     assert member.apply(0.6) < threshold < member.apply(0.8)
     assert joined.apply(threshold) == pytest.approx(0.5, abs=1e-3)
+    # a recipe's rule chooses instead, on the crops of both domains
+    model["training"] = {"classifier": {"operating_point": "worst"}}
+    del model["classifier"]["calibration"]
+    (folder / "model.yaml").write_text(yaml.safe_dump(model))
+    assert main(command) == 0
+    assert "operating point worst" in capsys.readouterr().out
+    scores = member.apply(raw)
+    table = pd.DataFrame({"label": labels.astype(int), "domain": ["cat"] * 12 + ["dog"] * 28, "raw": scores})
+    fitted = fit_calibration(table, "worst")
+    tuned = yaml.safe_load((folder / "model.yaml").read_text())
+    assert tuned["classifier"]["calibration"] == pytest.approx({"scale": fitted.scale, "shift": fitted.shift})
+    assert tuned["made"]["metrics"]["tuned"]["operating_point"] == "worst"
     text = (folder / "model.yaml").read_bytes()
     (tmp_path / "out/fold1/weights.safetensors").write_bytes(b"of another training")
     wrong = [(command, "fold1/weights.safetensors: not the weights that mine")]
     wrong.append((command[:-1] + [str(write_system(tmp_path / "one", [0], crops))], "2 folds, mine, weights 7 has 1"))
+    wrong.append(([*command[:5], str(tmp_path), *command[5:]], "tune takes one training"))
     wrong.append(([*command, "--predictions", str(tmp_path)], "has the predictions; leave --predictions, --split"))
     wrong.append((["tune", "--track", "1", *command[3:]], "a system for Track 2; give one for Track 1"))
     for said, expected in wrong:

@@ -1,6 +1,6 @@
 """How fast a classifier's training step is here, with and without what a CPU's trainings have for it.
 
-    python -m resources.benchmark.training_step [--system atypical_lite0]
+    python -m resources.benchmark.training_step [--system efficientnet_lite0]
 
 A step is a forward and a backward pass of a batch of the recipe, on noise, with random weights. Four ways by turns, so
 that they share whatever else the machine does: PyTorch's own bfloat16, with `kit.depthwise`, with `kit.memory`, and
@@ -59,7 +59,9 @@ def measure(argv: Sequence[str] | None) -> None:
         prog="python -m resources.benchmark.training_step",
         description="How fast a classifier's training step is on this CPU, four ways.",
     )
-    parser.add_argument("--system", default="atypical_lite0", metavar="NAME", help="a recipe of Track 2 (%(default)s)")
+    parser.add_argument(
+        "--system", default="efficientnet_lite0", metavar="NAME", help="a recipe of Track 2 (%(default)s)"
+    )
     system = parser.parse_args(argv).system
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(ROUNDS):

@@ -3,8 +3,8 @@
     python -m resources.train.atypical --system NAME --data DIR [DIR ...] --out DIR
 
 Yamagishi and Hanaoka's entry, arXiv 2508.18831. The recipe is `training.classifier` of resources/systems/NAME.yaml
-(convnextv2 is the paper's, convnextv2_small the default); OUT/model/NAME/ is the export. More than one GPU:
-`torchrun --nproc_per_node 4 -m resources.train.atypical ...`.
+(convnextv2 is the paper's, convnextv2_small the default, efficientnet_lite0 from ImageNet); OUT/model/NAME/ is the
+export. More than one GPU: `torchrun --nproc_per_node 4 -m resources.train.atypical ...`.
 """
 
 import argparse
@@ -14,17 +14,15 @@ from pathlib import Path
 
 import msgspec
 
-from midog.calibration import Calibration
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
-from midog.evaluation.held_out import RAW, evaluate_held_out, read_held_out
-from midog.evaluation.operating_point import carried_over, domain_errors, domain_figures, fit_calibration
+from midog.evaluation.held_out import RAW, evaluate_held_out
 from midog.evaluation.splits import read_split
 from midog.system import DataSource, Made
 from resources.data.crops import read_crops
 from resources.train.kit.arguments import parser_of, tables_sha256
 from resources.train.kit.export import export_folds
-from resources.train.kit.out_of_fold import folds_of, predict_held_out, train_fold
+from resources.train.kit.out_of_fold import folds_of, operating_point, predict_held_out, train_fold
 from resources.train.kit.recipes import read_plan
 from resources.train.kit.run import commit, given_sha256, join_processes, prepare_out
 from resources.train.kit.subtypes import AtypicalRecipe, split_folds, start_of, subclass_names
@@ -69,13 +67,7 @@ def train(argv: Sequence[str] | None) -> None:
     for fold in folds:
         predict_held_out(plan, crops, numbers, fold, out / f"fold{fold}", device)
     metrics = evaluate_held_out(out, folds, recipe.operating_point)
-    table = read_held_out(out, folds)
-    if recipe.calibrate:
-        calibration = fit_calibration(table, recipe.operating_point)
-        domains = carried_over([table], [recipe.operating_point])
-    else:
-        calibration = Calibration()
-        domains = domain_figures(table.assign(probability=table.raw))
+    calibration, domains = operating_point(out, folds, recipe)
     export_folds(
         out / "model" / plan.system.system,
         plan,
@@ -88,7 +80,7 @@ def train(argv: Sequence[str] | None) -> None:
             data=tuple(DataSource(set=name) for name in crops.sets),
             pretrained={"classifier": pretrained} if pretrained else {},
             metrics={"out_of_fold": metrics["overall"] if recipe.calibrate else metrics["raw"][RAW]},
-            domains=domain_errors(domains),
+            domains=domains,
         ),
     )
 

@@ -1,5 +1,6 @@
 """Cross-validation of Track 2: each fold trained, and its crops judged by the network that has not seen them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from midog.calibration import Calibration
 from midog.engine.weights import load_network
 from midog.errors import UserError
+from midog.evaluation.held_out import read_held_out
+from midog.evaluation.operating_point import carried_over, domain_errors, domain_figures, fit_calibration
 from midog.models import CLASSIFIERS
+from midog.system import DomainErrors
 from resources.data.crops import Crops
 from resources.train.kit.export import save_weights
 from resources.train.kit.loop import Loop
@@ -69,3 +74,20 @@ def predict_held_out(
     columns["one_view"] = predict(network, part, 1, crops, rows, device)
     columns["raw"] = predict(network, part, part.views, crops, rows, device)
     pd.DataFrame(columns).to_csv(folder / "held_out.csv", index=False)
+
+
+def operating_point(
+    out: Path, folds: Sequence[int], recipe: AtypicalRecipe
+) -> tuple[Calibration, tuple[DomainErrors, ...]]:
+    """The calibration of every network, and how they err on each domain at one that was chosen without it.
+
+    Args:
+        out: of the training, with fold<number>/held_out.csv.
+        folds: their numbers.
+        recipe: what .5 becomes; without `calibrate` it stays where it is.
+    """
+    table = read_held_out(out, folds)
+    if not recipe.calibrate:
+        return Calibration(), domain_errors(domain_figures(table.assign(probability=table.raw)))
+    rule = recipe.operating_point
+    return fit_calibration(table, rule), domain_errors(carried_over([table], [rule]))
