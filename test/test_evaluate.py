@@ -23,6 +23,7 @@ from midog.evaluation.cases import (
 )
 from midog.evaluation.evaluate import count_notes
 from midog.evaluation.labelled import extents, read_labelled
+from midog.evaluation.operating_point import calibrated_by_other_folds, carried_over
 from midog.evaluation.tables import image_names
 from midog.run import Track2
 from midog.system import DataSource, Detector, Made, Merge, System, read_system
@@ -938,6 +939,9 @@ def test_trainings_and_their_mean_stand_beside_each_other(tmp_path, capsys, monk
     said = ["evaluate", "--track", "2", "--folds"]
     one = write_folds(tmp_path / "one", TWO_DOMAINS | {"raw": RAW})
     two = write_folds(tmp_path / "two", TWO_DOMAINS | {"raw": [0.2, 0.4, 0.3, 0.7] * 4})
+    other = held_out.read_held_out(two, [0, 1])
+    for fold, rows in other.assign(fold=other.index // 4 % 2).groupby("fold"):  # of the same crops
+        rows.to_csv(two / f"fold{fold}/held_out.csv", index=False)
     (two / "recipe.yaml").write_text("plan: {training: {classifier: {operating_point: worst}}}")
     assert main([*said, str(one), str(two), "--out", str(tmp_path / "mean")]) == 0
     printed = capsys.readouterr().out
@@ -948,23 +952,23 @@ def test_trainings_and_their_mean_stand_beside_each_other(tmp_path, capsys, monk
     assert content["mean"]["operating_point"] == ["pooled", "worst"]
     assert "operating point without the domain, by rule" in printed
     alone = []
-    for out in (one, two):
-        assert main([*said, str(out)]) == 0
-        written = json.loads((out / "metrics.json").read_text())
-        assert trainings[str(out)]["overall"]["roc_auc"] == written["overall"]["roc_auc"]
-        (rule,) = trainings[str(out)]["operating_point"]
-        assert trainings[str(out)]["carried_over"] == written["carried_over"][rule]
-        alone.append(read_column(out / "out_of_fold.csv", "probability"))
+    for out, rule in ((one, "pooled"), (two, "worst")):
+        table = held_out.read_held_out(out, [0, 1])
+        figures = trainings[str(out)]
+        assert figures["operating_point"] == [rule]
+        worst = carried_over([table], [rule]).balanced_accuracy.min()
+        assert figures["carried_over"]["balanced_accuracy_worst"] == worst
+        alone.append(dict(zip(table.file, calibrated_by_other_folds(table, rule), strict=True)))
     mean = read_column(tmp_path / "mean/out_of_fold.csv", "probability")
     assert mean == pytest.approx({file: (alone[0][file] + alone[1][file]) / 2 for file in mean})
     assert len(mean) == 16
     capsys.readouterr()
-    for other, expected in (
+    for more, expected in (
         ([one], "is given twice"),
         ([write_folds(tmp_path / "few", {"label": [0, 1] * 2, "raw": [0.1, 0.9] * 2})], "has other crops than"),
         ([two, "--model", str(tmp_path)], "leave --predictions, --model, --system, --split, --fold and --images out"),
     ):
-        assert main([*said, str(one), *map(str, other)]) == 1
+        assert main([*said, str(one), *map(str, more)]) == 1
         message = capsys.readouterr().err
         assert expected in message
         assert message.count("\n") == 1

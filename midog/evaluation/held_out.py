@@ -131,14 +131,16 @@ def evaluate_held_out(out: Path, folds: Sequence[int], rule: Rule) -> dict[str, 
 
 
 def evaluate_trainings(outs: Sequence[Path], written: Path | None) -> None:
-    """Several trainings on the same crops and folds beside each other, and the mean of their calibrated probabilities.
+    """Several trainings on the same crops beside each other, and the mean of their calibrated probabilities.
+
+    Each has folds of its own: a crop is judged by the networks that held it out.
 
     Args:
         outs: as `evaluate_held_out` has one; nothing is written there.
         written: the folder that gets out_of_fold.csv (of the mean), metrics.json, roc.png and calibration.png; or None.
 
     Raises:
-        UserError: as `read_held_out`; the trainings have other crops, or a crop in another fold.
+        UserError: as `read_held_out`; the trainings have other crops.
     """
     tables, rules = read_trainings(outs), [rule_of(out) for out in outs]
     names = [*map(str, outs), "mean"]
@@ -151,7 +153,7 @@ def evaluate_trainings(outs: Sequence[Path], written: Path | None) -> None:
     members = [([table], [rule]) for table, rule in zip(tables, rules, strict=True)]
     for name, (parts, own) in zip(names, [*members, (tables, rules)], strict=True):
         mean = np.mean([calibrated_by_other_folds(*each) for each in zip(parts, own, strict=True)], axis=0)
-        table = tables[0].drop(columns=["one_view", "raw"]).assign(probability=mean)
+        table = tables[0].drop(columns=["fold", "one_view", "raw"]).assign(probability=mean)
         overall, figures = overall_figures(table), carried_over(parts, own)
         found.append({"operating_point": own, "overall": overall, "carried_over": carried_content(figures)})
         shown = " ".join(
@@ -160,16 +162,15 @@ def evaluate_trainings(outs: Sequence[Path], written: Path | None) -> None:
         )
         logger.info(f"{name:{width}s} {shown}{'':22s}{_carried_line(figures)}")
     by_rule = {rule: carried_over(tables, [rule] * len(tables)) for rule in RULES}
-    *each, of_mean = found
+    *trainings, of_mean = found
     of_mean["carried_over_by_rule"] = {rule: carried_content(figures) for rule, figures in by_rule.items()}
     logger.info("the mean:")
     _log_rules(by_rule)
     _log_domains("by recipe", carried_over(tables, rules))
     if written:
         table.to_csv(written / "out_of_fold.csv", index=False)
-        write_json(
-            written / "metrics.json", plain({"trainings": dict(zip(names[:-1], each, strict=True)), "mean": of_mean})
-        )
+        content = {"trainings": dict(zip(names[:-1], trainings, strict=True)), "mean": of_mean}
+        write_json(written / "metrics.json", plain(content))
         _plot(table, carried_probabilities(tables, rules), written)
 
 
@@ -177,8 +178,8 @@ def read_trainings(outs: Sequence[Path]) -> "list[pd.DataFrame]":
     """`read_held_out` of all folds of several trainings, sorted by file.
 
     Raises:
-        UserError: as `read_held_out`; a training is there twice, has other crops than the first, or has a crop in
-            another fold, or with another label, case or domain.
+        UserError: as `read_held_out`; a training is there twice, has other crops than the first, or has a crop with
+            another label, case or domain.
     """
     tables: list[pd.DataFrame] = []
     for number, out in enumerate(outs):
@@ -189,13 +190,13 @@ def read_trainings(outs: Sequence[Path]) -> "list[pd.DataFrame]":
         if list(table.file) != list(first.file):
             alone = min(set(table.file) ^ set(first.file), default="a crop that comes twice")
             raise UserError(f"{out}: has other crops than {outs[0]} ({alone}); give trainings with the same --data")
-        for column in ("fold", "label", "case", "domain"):
+        for column in ("label", "case", "domain"):
             different = np.flatnonzero((table[column] != first[column]).to_numpy())
             if len(different):
                 mine, other = table.iloc[different[0]], first.iloc[different[0]]
                 raise UserError(
                     f"{out / f'fold{mine.fold}' / NAME}: {column} of {mine.file} is {mine[column]}, in {outs[0]} "
-                    f"{other[column]}; give trainings with the same --data, --split and seed"
+                    f"{other[column]}; give trainings with the same --data"
                 )
         tables.append(table)
     return tables

@@ -155,8 +155,8 @@ def carried_probabilities(tables: "Sequence[pd.DataFrame]", rules: Sequence[Rule
     """`calibrated_by_other_domains` of one training or several.
 
     Args:
-        tables: with label, domain, fold and raw; one a training, the same crops in the same order, whose calibrated
-            probabilities are averaged, as inference averages its members.
+        tables: with label, domain, fold and raw; one a training, the same crops in the same order, in any folds;
+            their calibrated probabilities are averaged, as inference averages its members.
         rules: of `fit_calibration`, one a table.
 
     Returns:
