@@ -80,8 +80,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         metavar="OUT",
         help="the --out of a training of Track 2, which has the predictions, too: each crop is judged by the network "
-        "of the fold that held it out. Of several trainings with the same crops evaluate compares each, and the mean of "
-        "all",
+        "of the fold that held it out. Of several trainings with the same crops evaluate compares each and their mean",
     )
     add_split_arguments(parser)
     found = parser.add_argument_group("what is compared with it; without --predictions the system runs on --data")
