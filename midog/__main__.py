@@ -168,8 +168,8 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.atypical:
         from midog.run import classify_with, load
 
-        subtypes = classify_with(arguments.model, arguments.device)
-        subtype_errors = load(track=2, model=arguments.model, device=arguments.device).subtype_errors
+        runner = load(track=2, model=arguments.model, device=arguments.device)
+        subtypes, subtype_errors = classify_with(runner), runner.subtype_errors
     draw(
         track,
         arguments.image,

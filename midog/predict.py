@@ -48,7 +48,7 @@ from midog.report.summary import (
     row_of_region,
     row_of_stack,
 )
-from midog.run import load
+from midog.run import classify_with, load
 
 if TYPE_CHECKING:
     from midog.engine.detector import Progress
@@ -418,11 +418,7 @@ def _is_counted(each: Job, track: int, made: dict[str, Any], subtypes: Any) -> b
 
 def _count(each: Job, track: int, done: Done, runner: Any, subtypes: Any, result_path: Path) -> dict[str, Any]:
     """What about.json has beside the result: its numbers, and whether they are drawn, too."""
-
-    def classify(slide: Slide, found: Detections) -> tuple[Detections, str]:
-        return subtypes.classify_figures(slide, found), str(subtypes.system)
-
-    classify_figures = classify if subtypes else None
+    classify_figures = classify_with(subtypes) if subtypes else None
     of_system = runner.system.made.reliability
     reliability = () if done.made.get("local_threshold") else of_system  # that of scores which are not shifted
     errors = subtypes.subtype_errors if subtypes else []

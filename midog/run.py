@@ -278,11 +278,10 @@ def load_ahead(tracks: Iterable[int], system: str | None, model: Path, device: s
         logger.info("loaded for Track %d: system %s, device %s", track, runner.system, runner.device)
 
 
-def classify_with(model: str | Path | None, device: str) -> Callable[[Slide, Detections], tuple[Detections, str]]:
-    """What `report` calls for subtypes: Track 2's default system of a folder, loaded when it is called."""
+def classify_with(runner: Track2) -> Callable[[Slide, Detections], tuple[Detections, str]]:
+    """What a report calls for subtypes: gives them to a slide's figures, and names the system."""
 
     def classify_figures(slide: Slide, found: Detections) -> tuple[Detections, str]:
-        runner = load(track=2, model=model, device=device)
         return runner.classify_figures(slide, found), str(runner.system)
 
     return classify_figures

@@ -166,7 +166,7 @@ def evaluate_trainings(outs: Sequence[Path], written: Path | None) -> None:
     of_mean["carried_over_by_rule"] = {rule: carried_content(figures) for rule, figures in by_rule.items()}
     logger.info("the mean:")
     _log_rules(by_rule)
-    _log_domains("by recipe", carried_over(tables, rules))
+    _log_domains("by recipe", figures)
     if written:
         table.to_csv(written / "out_of_fold.csv", index=False)
         content = {"trainings": dict(zip(names[:-1], trainings, strict=True)), "mean": of_mean}
