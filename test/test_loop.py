@@ -147,14 +147,23 @@ def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path_factory, k
     names = [name for name in rows[0] if name.startswith("chance")]
     assert len(names) == len(whole) == len(recipe.ema_momentum)
     best, latest = max if highest else min, 0
+    decides = recipe.keep == "best" or recipe.patience > 0
     for number, name in enumerate(names):
-        figures = [float(row[name]) for row in rows]
-        latest = max(latest, 1 + figures.index(best(figures)))
+        seen = [bool(row[name]) for row in rows]
+        assert seen == [decides or epoch in (0, len(rows) - 1) for epoch in range(len(rows))]
+        figures = [float(row[name]) for row in rows if row[name]]
+        latest = max(latest, 1 + figures.index(best(figures)))  # where it decides, every epoch has one
         kept = copy.deepcopy(resumed.network)
         kept.load_state_dict(whole[number])
         assert chance(kept) == pytest.approx(best(figures) if recipe.keep == "best" else figures[-1], abs=1e-6)
     epochs = min(recipe.epochs, latest + recipe.patience) if recipe.patience else recipe.epochs
     assert len(rows) == epochs
+
+
+def test_where_no_figure_decides_few_epochs_are_validated(tmp_path):
+    recipe = changed(epochs=8, keep="last")
+    Loop(Points(recipe), recipe, tmp_path, CPU).run()
+    assert [row["epoch"] for row in rows_of(tmp_path) if row["chance"]] == ["1", "6", "8"]
 
 
 def test_a_batch_in_two_forwards_is_the_same_batch(tmp_path):
@@ -198,7 +207,7 @@ def test_a_member_of_momentum_1_is_the_network_and_others_are_averages(tmp_path)
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_epoch_before(tmp_path, caplog, loss):
     """The first of the third epoch's steps, so that two epochs are left and a resumed run says the same."""
-    recipe = changed(ema_momentum=(1.0, 0.1))
+    recipe = changed(ema_momentum=(1.0, 0.1), keep="best")
     for name, happens in (("good", {2 * STEPS + 1: Killed}), ("bad", {2 * STEPS + 1: loss})):
         (tmp_path / name).mkdir()
         loop = Loop(Points(recipe, happens=happens), recipe, tmp_path / name, CPU)
@@ -224,9 +233,10 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_ends_in_one_line(tmp_path)
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_weights_that_cannot_be_judged_are_not_kept(tmp_path, caplog, epoch):
     """A finite loss with a gradient that is none: the validation is the first to see it."""
-    task = Points(RECIPE)
+    recipe = changed(keep="best")  # which validates every epoch
+    task = Points(recipe)
     task.validate = lambda member: {"chance": math.nan if task.step + 1 == epoch * STEPS else 0.5}
-    loop = Loop(task, RECIPE, tmp_path, CPU)
+    loop = Loop(task, recipe, tmp_path, CPU)
     if epoch == 1:
         with pytest.raises(UserError, match="before the first good validation"):
             loop.run()

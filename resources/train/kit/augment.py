@@ -112,8 +112,8 @@ def augment(
     if strength.saturation:
         crops = jitter_saturation(crops, strength.saturation, draws)
     if strength.blur:
-        blurred = F.avg_pool2d(F.pad(crops, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        crops = torch.where(draws.chance(strength.blur, 1, 1, 1).to(crops.device), blurred, crops)
+        chosen = draws.chance(strength.blur).to(crops.device)
+        crops[chosen] = F.avg_pool2d(F.pad(crops[chosen], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     if strength.noise:
         crops = add_noise(crops, strength.noise, draws)
     return crops, masks

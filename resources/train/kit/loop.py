@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 NORM_BATCHES = 16  # steps' images that batch norm's statistics are measured on
 FEW = 16  # images of a forward, below which batch norm's statistics are those of all GPUs
+VALIDATE_EVERY = 5  # epochs, where no figure of an epoch decides anything
 LOG_SECONDS = 60.0
 
 Batch = TypeVar("Batch")
@@ -316,8 +317,9 @@ class Loop:
         """
         row: dict[str, Any] = {"epoch": epoch + 1, "training_loss": loss}
         several = len(self.members) > 1
+        members = self.members if self._is_validated(epoch) else []
         criteria = []
-        for number, member in enumerate(self.members):
+        for number, member in enumerate(members):
             if number in self.averages:
                 self._measure_norms(member)
             with torch.no_grad():
@@ -327,7 +329,7 @@ class Loop:
         if not all(map(math.isfinite, criteria)):
             self._diverged(epoch, (epoch + 1) * self.task.steps_an_epoch - 1, math.nan)
             return False
-        for number, (member, figure) in enumerate(zip(self.members, criteria, strict=True)):
+        for number, (member, figure) in enumerate(zip(members, criteria, strict=True)):
             self._keep(number, member, figure, epoch + 1)
         self.rows.append(row)
         self._save()
@@ -337,6 +339,12 @@ class Loop:
         steps = (epoch + 1) * self.task.steps_an_epoch
         logger.info("%s: epoch %d of %d, %s; %s", self.title, epoch + 1, self.recipe.epochs, said, self._left(steps))
         return True
+
+    def _is_validated(self, epoch: int) -> bool:
+        """Every epoch whose figures decide something; else now and then, for the reader, and what is kept: the last."""
+        recipe = self.recipe
+        decides = recipe.keep == "best" or recipe.patience > 0
+        return decides or epoch % VALIDATE_EVERY == 0 or epoch + 1 == recipe.epochs
 
     def _keep(self, number: int, member: nn.Module, figure: float, epoch: int) -> None:
         best = self.best_figures[number]
@@ -365,7 +373,7 @@ class Loop:
             logger.warning(
                 "%s: the loss is %s at step %d; stopped, with the weights of the epochs up to %d; "
                 "give a lower learning_rate with --set, and another --out",
-                *(self.folder, loss, step + 1, epoch),
+                *(self.folder, loss, step + 1, max(e for e in range(epoch) if self._is_validated(e)) + 1),
             )
 
     def _tell(self, done: int, loss: float) -> None:
