@@ -5,12 +5,12 @@
     >>> found = system.predict("region.tiff")     # a path, a uint8 array or a PIL image; mpp=.25 where it is not known
     >>> found.centres[found.accepted]             # px
 
-`midog.load("convnextv2_small").classify(crops)` gives P(atypical) of uint8 (N, 128, 128, 3).
+`midog.load("efficientnet_lite0").classify(crops)` gives P(atypical) of uint8 (N, 128, 128, 3).
 """
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "1.9.0"
+__version__ = "1.10.0"
 
 if TYPE_CHECKING:
     from midog.detections import Detections

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from midog.engine.two_stages import SystemDetector
 
 MOST_PAGES = 16  # of a stack of MIDOG 2025
+LEAST_CROPS = 20  # of a class: of fewer, one more or less that is told right decides what a domain's errors are
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +139,20 @@ class Track2(_Loaded):
     def _classifier(self) -> "Classifier":
         device = self.device
         from midog.engine.classifier import load_classifier
+        from midog.engine.memory import keep_memory
 
+        if device.type == "cpu":
+            keep_memory()
         return load_classifier(self.system, device, CROP_UM)
 
     @property
     def subtype_errors(self) -> list[tuple[str, float, float]]:
-        """How often it errs, as `midog.report.misclassification` takes it; empty where that is not known."""
-        return [(each.domain, each.sensitivity, each.specificity) for each in self.system.made.domains]
+        """How often it errs, as `midog.report.misclassification` takes it; empty where that is not known.
+
+        Without domains that have too few crops of a class to tell.
+        """
+        domains = (each for each in self.system.made.domains if min(each.atypical, each.normal) >= LEAST_CROPS)
+        return [(each.domain, each.sensitivity, each.specificity) for each in domains]
 
     def classify(self, crops: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """P(atypical) of crops.

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PLATFORM_MODEL = Path("/opt/ml/model")
 OWN_MODEL = Path(__file__).resolve().parents[1] / "model"
 INSTALLED_MODEL = Path(__file__).resolve().parent / "weights"  # where a wheel has them
-DEFAULT_SYSTEMS = {1: "centernet_two_stages", 2: "convnextv2_small"}  # by track, where a model folder holds several
+DEFAULT_SYSTEMS = {1: "centernet_two_stages", 2: "efficientnet_lite0"}  # by track, where a model folder holds several
 CROP_UM = 32.0  # side of a Track 2 crop, whatever its um per pixel
 STRIDE = 32  # of the detectors' coarsest map, px
 

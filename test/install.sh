@@ -27,5 +27,5 @@ env/bin/python -c "
 import midog, numpy
 found = midog.load(track=1).predict('$region')
 print('from Python:', len(found), 'candidates,', midog.__file__.split('/')[-3])
-print(midog.load('convnextv2_small').classify(numpy.zeros((2, 128, 128, 3), numpy.uint8)))
+print(midog.load('efficientnet_lite0').classify(numpy.zeros((2, 128, 128, 3), numpy.uint8)))
 "

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resources.train.kit import memory
+from midog.engine import memory
 from resources.train.kit.depthwise import DepthwiseConvolution, FastDepthwise
 
 pytestmark = pytest.mark.usefixtures("one_thread")

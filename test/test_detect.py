@@ -38,7 +38,7 @@ from midog.job import SOCKETS
 from midog.models.classifiers import ConvNeXtV2
 from midog.models.yolo11 import BINS, YOLO11
 from midog.run import Track1, Track2
-from midog.system import Merge, load_system
+from midog.system import DomainErrors, Merge, load_system
 
 CPU = torch.device("cpu")
 SLUG, SOCKET = next((slug, socket) for slug, socket in SOCKETS.items() if socket.track == 1)
@@ -266,10 +266,17 @@ def test_a_network_that_is_none_is_refused_before_an_image_is_read(model, tmp_pa
 
 
 def test_crops_of_another_kind_are_refused(model, pixels):
-    runner = Track2(load_system(ROOT / "model/convnextv2_small"), "cpu")
+    runner = Track2(load_system(ROOT / "model/efficientnet_lite0"), "cpu")
     for crops in (np.zeros((2, 128, 128, 3), np.float32), pixels[None, :64, :64]):
         with pytest.raises(ValueError, match=r"crops uint8 \(128, 128, 3\) expected, got"):
             runner.classify(crops)
+
+
+def test_errors_are_told_of_domains_with_enough_crops_of_both_classes():
+    system = load_system(ROOT / "model/efficientnet_lite0")
+    crops = {"a": (20, 20), "b": (19, 99), "c": (99, 19)}
+    made = replace(system.made, domains=tuple(DomainErrors(name, *each, 0.5, 0.75) for name, each in crops.items()))
+    assert Track2(replace(system, made=made), "cpu").subtype_errors == [("a", 0.5, 0.75)]
 
 
 def test_places_are_those_of_the_image_as_it_was_given(model, pixels, caplog):

@@ -39,7 +39,7 @@ def run_sample(job, out):
 
 def test_the_committed_stack_gives_the_expected_result(tmp_path):
     log = run_sample(SAMPLE, tmp_path / "new" / "output")
-    for said in ("sample_stack.tiff", "convnextv2_small", "weights", "device cpu", "um/px", "pages 16", "seconds"):
+    for said in ("sample_stack.tiff", "efficientnet_lite0", "weights", "device cpu", "um/px", "pages 16", "seconds"):
         assert said in log
     assert main(ROOT / "test/expected/track2", tmp_path / "new" / "output") == 0
     result = json.loads((tmp_path / "new" / "output" / RESULT).read_text())

@@ -102,7 +102,7 @@ again = system.predict(pixels, mpp=0.25)
 assert isinstance(found, midog.Detections)
 np.testing.assert_allclose(again.centres, found.centres, atol=1e-6)
 crops = np.stack([pixels[:128, :128]] * 3)
-assert midog.load("convnextv2_small").classify(crops).shape == (3,)
+assert midog.load("efficientnet_lite0").classify(crops).shape == (3,)
 print(len(found), found.accepted.sum())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

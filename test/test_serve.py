@@ -137,8 +137,8 @@ def test_what_cannot_start_says_so_and_ends(port, tmp_path):
     assert "MIDOG_TRACK" in refused(port, track="3")
     with socket.create_server(("", port)):
         assert f"port {port}" in refused(port)
-    system = tmp_path / "convnextv2_small"
-    shutil.copytree(ROOT / "model/convnextv2_small", system)
+    system = tmp_path / "efficientnet_lite0"
+    shutil.copytree(ROOT / "model/efficientnet_lite0", system)
     (system / "fold3.safetensors").write_bytes(b"broken")
     assert "fold3.safetensors" in refused(port, "--model", tmp_path)
 

@@ -213,9 +213,9 @@ def test_the_choice_of_a_system(tmp_path):
     write_system(tmp_path, "two")
     with pytest.raises(UserError, match="choose one with --system"):
         find_system(tmp_path, None, 2)
-    write_system(tmp_path, "convnextv2_small")
-    assert find_system(tmp_path, None, 2).system == "convnextv2_small"
-    with pytest.raises(UserError, match="there: convnextv2_small, one, other_track, two"):
+    write_system(tmp_path, "efficientnet_lite0")
+    assert find_system(tmp_path, None, 2).system == "efficientnet_lite0"
+    with pytest.raises(UserError, match="there: efficientnet_lite0, one, other_track, two"):
         find_system(tmp_path, "three", 2)
     with pytest.raises(UserError, match="is for Track 1, the job for Track 2"):
         find_system(tmp_path, "other_track", 2)
@@ -225,13 +225,13 @@ def test_the_choice_of_a_system(tmp_path):
 
 
 def test_a_track_is_seen_however_it_is_written(tmp_path):
-    folder = write_system(tmp_path, "convnextv2_small", track=1)
+    folder = write_system(tmp_path, "efficientnet_lite0", track=1)
     path = folder / "model.yaml"
     path.write_text(path.read_text().replace("track: 1", "track: 1  # figures"))
     with pytest.raises(UserError, match="no single system for Track 2"):
         find_system(tmp_path, None, 2)
     with pytest.raises(UserError, match="is for Track 1, the job for Track 2"):
-        find_system(tmp_path, "convnextv2_small", 2)
+        find_system(tmp_path, "efficientnet_lite0", 2)
 
 
 def test_our_own_weights_stand_in_for_a_mount_without_a_system(tmp_path, monkeypatch, caplog, no_command_line):

@@ -3,9 +3,9 @@
     python -m resources.benchmark.training_step [--system efficientnet_lite0]
 
 A step is a forward and a backward pass of a batch of the recipe, on noise, with random weights. Four ways by turns, so
-that they share whatever else the machine does: PyTorch's own bfloat16, with `kit.depthwise`, with `kit.memory`, and
-with both, which is how trainings run. What `kit.memory` sets holds for a whole process, so each has one of its own.
-Run it with nothing else on the machine.
+that they share whatever else the machine does: PyTorch's own bfloat16, with `kit.depthwise`, with
+`midog.engine.memory`, and with both, which is how trainings run. What the latter sets holds for a whole process, so
+each way has one of its own. Run it with nothing else on the machine.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 
 import torch
 
+from midog.engine.memory import keep_memory
 from midog.errors import exit_code
 from midog.models import CLASSIFIERS, build, classifier_options
 from resources.train.kit.depthwise import FastDepthwise
-from resources.train.kit.memory import keep_memory
 from resources.train.kit.recipes import read_plan
 from resources.train.kit.subtypes import AtypicalRecipe
 

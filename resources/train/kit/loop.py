@@ -20,10 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from midog.engine.memory import keep_memory
 from midog.engine.weights import half_type
 from midog.errors import UserError
 from resources.train.kit.depthwise import FastDepthwise
-from resources.train.kit.memory import keep_memory
 from resources.train.kit.recipes import LoopRecipe
 from resources.train.kit.run import (
     Processes,
