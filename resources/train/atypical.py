@@ -3,7 +3,7 @@
     python -m resources.train.atypical --system NAME --data DIR [DIR ...] --out DIR
 
 Yamagishi and Hanaoka's entry, arXiv 2508.18831. The recipe is `training.classifier` of resources/systems/NAME.yaml
-(convnextv2 is the paper's, convnextv2_small the default, efficientnet_lite0 from ImageNet); OUT/model/NAME/ is the
+(convnextv2 is the paper's, efficientnet_lite0 the default, convnextv2_small from scratch); OUT/model/NAME/ is the
 export. More than one GPU: `torchrun --nproc_per_node 4 -m resources.train.atypical ...`.
 """
 
