@@ -204,10 +204,11 @@ def test_a_member_of_momentum_1_is_the_network_and_others_are_averages(tmp_path)
     assert not torch.equal(average["0.weight"], live["0.weight"])
 
 
+@pytest.mark.parametrize(("keep", "left"), [("best", 2), ("last", 1)])  # the last one validated
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_epoch_before(tmp_path, caplog, loss):
+def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_epoch_before(tmp_path, caplog, loss, keep, left):
     """The first of the third epoch's steps, so that two epochs are left and a resumed run says the same."""
-    recipe = changed(ema_momentum=(1.0, 0.1), keep="best")
+    recipe = changed(ema_momentum=(1.0, 0.1), keep=keep)
     for name, happens in (("good", {2 * STEPS + 1: Killed}), ("bad", {2 * STEPS + 1: loss})):
         (tmp_path / name).mkdir()
         loop = Loop(Points(recipe, happens=happens), recipe, tmp_path / name, CPU)
@@ -218,7 +219,10 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_epoch_before(tmp_pa
         caplog.clear()
         kept = again.run()
         (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-        assert f"the loss is {loss} at step {2 * STEPS + 2}; stopped, with the weights of the epochs up to 2" in warning
+        assert (
+            f"the loss is {loss} at step {2 * STEPS + 2}; stopped, with the weights of the epochs up to {left}"
+            in warning
+        )
         assert all(map(equal, kept, load_checkpoint(tmp_path / "good/checkpoint.pt")["kept"]))
         assert all(value.isfinite().all() for state in kept for value in state.values())
 

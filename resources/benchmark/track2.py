@@ -21,12 +21,12 @@ import torch
 from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
-from midog.engine.classifier import classify, load_classifier
 from midog.engine.views import VIEWS
 from midog.engine.weights import choose_device
 from midog.errors import exit_code
 from midog.files import write_yaml
-from midog.system import CROP_UM, System, as_yaml, find_folder, load_system, model_folder
+from midog.run import Track2
+from midog.system import System, as_yaml, find_folder, load_system, model_folder
 from resources.benchmark.job import entry_point
 from resources.benchmark.machine import matrix_flops
 from resources.data import synthetic
@@ -75,20 +75,20 @@ def measure_process(system: Path, device: str, rounds: int) -> None:
         print(f"{name:26s} median {median:.2f} s (least {min(taken):.2f}), {median / floor:.2f} x import torch")
 
 
-def measure_pages(folder: Path, device: torch.device) -> None:
+def measure_pages(folder: Path, device: str) -> None:
     """Pages a second of the ensemble in a warm process, and the floor from its floating-point operations."""
     system = load_system(folder)
     pages = np.random.default_rng(0).integers(0, 256, (PAGES, 128, 128, 3), np.uint8)
-    peak = matrix_flops(device)
+    peak = matrix_flops(choose_device(device))
     print(f"matrix product, float32: {peak / 1e9:.0f} GFLOP/s")
     for views in VIEWS:
-        classifier = load_classifier(with_views(system, views), device, CROP_UM)
+        runner = Track2(with_views(system, views), device)
         with FlopCounterMode(display=False) as counter:
-            classify(iter(pages[:1]), classifier, device)
+            runner.classify(pages[:1])
         a_page = counter.get_total_flops()
-        classify(iter(pages[:64]), classifier, device)
+        runner.classify(pages[:64])
         started = time.perf_counter()
-        classify(iter(pages), classifier, device)
+        runner.classify(pages)
         rate = PAGES / (time.perf_counter() - started)
         print(
             f"{views} view(s): {rate:.1f} pages/s, {a_page / 1e9:.2f} GFLOP a page, "
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     system = find_folder(model_folder(arguments.model), arguments.system, track=2)
     measure_process(system, arguments.device, arguments.rounds)
     with torch.inference_mode():
-        measure_pages(system, choose_device(arguments.device))
+        measure_pages(system, arguments.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
