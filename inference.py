@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from midog.arguments import add_device
 from midog.errors import UserError, exit_code
 from midog.files import check_writable, write_json
 from midog.job import read_job
@@ -28,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="DIR", help="weights (/opt/ml/model; where that is empty, our own)")
     parser.add_argument("--system", metavar="NAME", help="a folder of the weights (the track's default)")
     parser.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the image's own is wrong or missing")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks (%(default)s)")
+    add_device(parser)
     parser.add_argument(
         "--serve",
         metavar="PORT",
@@ -48,7 +49,7 @@ def answer(arguments: argparse.Namespace) -> None:
     check_writable(arguments.output, "--output")
     from midog.run import load
 
-    runner = load(arguments.system, task.socket.track, arguments.model, arguments.device)
+    runner = load(arguments.system, task.socket.track, arguments.model, arguments.device, arguments.precision)
     logger.info("image %s, system %s", task.image_name, runner.system)
     with runner.open(task.image_path, arguments.mpp, refuse_implausible=False) as image:
         result = runner.result(task.image_path, image)
@@ -62,7 +63,7 @@ def load(arguments: argparse.Namespace, tracks: Sequence[int]) -> None:
     from midog.system import model_folder
 
     arguments.model = model_folder(arguments.model)  # once, because it may have to warn
-    load_ahead(tracks, arguments.system, arguments.model, arguments.device)
+    load_ahead(tracks, arguments.system, arguments.model, arguments.device, arguments.precision)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "1.10.0"
+__version__ = "1.11.0"
 
 if TYPE_CHECKING:
     from midog.detections import Detections

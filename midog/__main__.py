@@ -1,4 +1,4 @@
-"""midog predict | report | view | check | evaluate | tune | systems | train: for use outside the platform."""
+"""midog predict | report | view | check | evaluate | tune | systems | export-openvino | train."""
 
 import argparse
 import json
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from midog import __version__, job
+from midog.arguments import add_device
 from midog.errors import UserError, exit_code
 from midog.files import check_writable, sha256_of
 from midog.images.track import check_mpp
-from midog.system import find_system, model_folder
+from midog.system import files_of, find_system, model_folder
 
 TRAININGS = (
     "yolo11",
@@ -42,6 +43,10 @@ TUNE: dict[str, Any] = {
     "epilog": "midog tune --track 1 --data fields:c1,c2 --model model/NAME runs the system on two cases. "
     "midog tune --track 2 --folds OUT --model OUT/model/NAME takes the crops that each fold of its training held out: "
     "a single network's probability stands for the mean of all, and the calibration of that mean is changed.",
+}
+EXPORT: dict[str, Any] = {
+    "description": "Write systems whose networks OpenVINO runs, on CPUs and without PyTorch.",
+    "epilog": "midog predict --model DIR then uses them, where pip install 'midog[openvino]' has been run, too.",
 }
 
 
@@ -100,7 +105,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_command.add_arguments(check)
     for command in (predict, report, check):
         command.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
-        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks")
+        add_device(command)
     for command in (predict, report, view, check):
         command.add_argument("--mpp", metavar="UM", type=float, help="um per pixel, if the file's is wrong or missing")
     for command in (predict, report):
@@ -132,6 +137,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     tune.add_argument("--out", type=Path, metavar="DIR", help="for tuning.json, plots and cross-validated predictions")
     systems = commands.add_parser("systems", help="list the systems that are there, and check their weights")
     systems.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
+    export = commands.add_parser(
+        "export-openvino", help="write systems for OpenVINO: faster on a CPU, without PyTorch", **EXPORT
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="for a folder of each system")
+    export.add_argument("--system", nargs="+", metavar="NAME", help="folders of the weights (all that are there)")
+    export.add_argument("--model", metavar="DIR", help="weights (as inference.py)")
     train = commands.add_parser("train", help="start a training by its name; its options follow")
     train.add_argument("name", choices=TRAININGS, help="a module of resources.train")
     train.add_argument("options", nargs=argparse.REMAINDER, help="of the training; --help lists them")
@@ -168,7 +179,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.atypical:
         from midog.run import classify_with, load
 
-        runner = load(track=2, model=arguments.model, device=arguments.device)
+        runner = load(track=2, model=arguments.model, device=arguments.device, precision=arguments.precision)
         subtypes, subtype_errors = classify_with(runner), runner.subtype_errors
     draw(
         track,
@@ -261,14 +272,30 @@ def tune(arguments: argparse.Namespace) -> None:
 def systems(arguments: argparse.Namespace) -> None:
     """List systems."""
     folder = model_folder(arguments.model)
+    for name in _names(folder):
+        system = find_system(folder, name, None)
+        parts = [f"{part.network} x {len(part.members)}" for part in (system.detector, system.classifier) if part]
+        files = [file for member in system.members for file in files_of(system.path_of(member))]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB")
+
+
+def _names(folder: Path) -> list[str]:
+    """The systems in a model folder."""
     found = sorted(path.parent.name for path in folder.glob("*/model.yaml"))
     if not found:
         raise UserError(f"{folder}: no system in this folder; give --model another one")
-    for name in found:
-        system = find_system(folder, name, None)
-        parts = [f"{part.network} x {len(part.members)}" for part in (system.detector, system.classifier) if part]
-        size = sum(system.path_of(member).stat().st_size for member in system.members) / 1e6
-        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB")
+    return found
+
+
+def export_openvino(arguments: argparse.Namespace) -> None:
+    """Write systems for OpenVINO."""
+    from midog.engine.export_openvino import export
+
+    check_writable(arguments.out, "--out")
+    folder = model_folder(arguments.model)
+    for name in arguments.system or _names(folder):
+        print(export(find_system(folder, name, None), arguments.out))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -280,7 +307,10 @@ def train(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     commands = {"predict": predict, "report": report, "view": view, "check": check, "evaluate": evaluate, "tune": tune}
-    return exit_code((commands | {"systems": systems, "train": train})[arguments.command], arguments)
+    return exit_code(
+        (commands | {"systems": systems, "export-openvino": export_openvino, "train": train})[arguments.command],
+        arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def logit(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 def sigmoid(values: ArrayLike) -> NDArray[np.float64]:
     """1 / (1 + exp(-x))."""
-    return 1 / (1 + np.exp(-np.asarray(values, np.float64)))
+    with np.errstate(over="ignore"):  # what is too large for exp makes 0, as it should
+        return 1 / (1 + np.exp(-np.asarray(values, np.float64)))
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True):

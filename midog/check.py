@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out:
         check_writable(arguments.out)
-    runner = load(arguments.system, 1, arguments.model, arguments.device)
+    runner = load(arguments.system, 1, arguments.model, arguments.device, arguments.precision)
     with runner.open(arguments.region, arguments.mpp) as slide:
         check_size(arguments.region, slide)
         return check(arguments, runner, slide)

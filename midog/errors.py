@@ -7,6 +7,14 @@ from collections.abc import Callable
 MAX_LINE, MAX_QUOTE = 600, 160  # characters of a message, and of a value in it
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
+EXTRAS = {
+    "torch": ("torch", "torchvision", "timm", "safetensors", "torchmetrics", "faster_coco_eval"),
+    "openvino": ("openvino",),
+    "evaluation": ("evalutils", "matplotlib", "pandas", "sklearn"),
+    "train": ("cv2", "ultralytics"),
+    "cluster": ("distributed",),
+}  # what the package's extras bring, by the names that are imported
+
 
 class UserError(Exception):
     """A problem the user can mend: one line that names the file and the remedy.
@@ -19,14 +27,16 @@ def exit_code(command: Callable[..., object], *arguments: object) -> int:
     """Run a command with its log on the terminal.
 
     Returns:
-        The number that the command returns, else 0; 1 after a `UserError` and `INTERRUPTED` after Ctrl-C, each of which
-        becomes one line on stderr. A command that is stopped may say in its `KeyboardInterrupt` how it goes on.
+        The number that the command returns, else 0; 1 after a `UserError` or without a package of `EXTRAS`, and
+        `INTERRUPTED` after Ctrl-C, each of which becomes one line on stderr. A command that is stopped may say in its
+        `KeyboardInterrupt` how it goes on.
     """
     set_up_logging()
     try:
         code = command(*arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (UserError, ModuleNotFoundError) as error:
+        said = not_installed(error) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error: {said}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt as interrupt:
         print("; ".join(["stopped", *map(str, interrupt.args)]), file=sys.stderr, flush=True)
@@ -35,10 +45,15 @@ def exit_code(command: Callable[..., object], *arguments: object) -> int:
 
 
 def not_installed(error: ModuleNotFoundError) -> UserError:
-    """For a package of the extra "torch"; any other is a bug and raised as it is."""
-    if error.name not in ("torch", "torchvision", "timm", "safetensors", "torchmetrics", "faster_coco_eval"):
+    """For a package of `EXTRAS`; any other is a bug and raised as it is."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
         raise error
-    return UserError(f"{error.name} is not installed, which this needs; pip install 'midog[torch]'")
+    remedy = f"pip install 'midog[{extra}]'"
+    if package == "torch":
+        remedy += "; to run a system without it, 'midog[openvino]', and --model with what midog export-openvino wrote"
+    return UserError(f"{package} is not installed, which this needs; {remedy}")
 
 
 def brief(error: BaseException) -> str:

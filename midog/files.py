@@ -92,10 +92,13 @@ def write_yaml(path: str | Path, value: object) -> Path:
     return write_file(path, yaml.safe_dump(value, sort_keys=False))
 
 
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal; OSError where it cannot be read."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: str | Path) -> str:
+    """The sha256 of a file, or of several one behind the other, in hexadecimal; OSError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path, remedy: str) -> Any:

@@ -49,6 +49,7 @@ from midog.report.summary import (
     row_of_stack,
 )
 from midog.run import classify_with, load
+from midog.system import Precision
 
 if TYPE_CHECKING:
     from midog.engine.detector import Progress
@@ -73,7 +74,7 @@ class Job:
             series, or of crops.
         name: the image's, with its path in the folder that was given.
         track: 1, 2, or None for what the image looks like.
-        model, system, device, mpp: as given to the command.
+        model, system, device, precision, mpp: as given to the command.
         report: whether to draw it.
         atypical: whether to classify its mitotic figures, too.
         threshold: a laboratory's own for Track 1, or None.
@@ -86,6 +87,7 @@ class Job:
     model: str | None
     system: str | None
     device: str
+    precision: Precision | None
     mpp: float | None
     report: bool
     atypical: bool
@@ -223,9 +225,10 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     threshold = None
     if arguments.local_threshold:
         threshold = local_threshold.read(arguments.local_threshold)
-        system = load(arguments.system, 1, model, arguments.device).system
+        system = load(arguments.system, 1, model, arguments.device, arguments.precision).system
         threshold.check_is_of(arguments.local_threshold, system.system, system.version)
-    shared = model, arguments.system, arguments.device, arguments.mpp, arguments.report, arguments.atypical, threshold
+    runs = arguments.device, arguments.precision
+    shared = model, arguments.system, *runs, arguments.mpp, arguments.report, arguments.atypical, threshold
     return [
         Job(
             each.path.absolute(),
@@ -331,8 +334,8 @@ def row_of(each: Job, progress: "Progress | None") -> Row:
     started = time.perf_counter()
     track = each.track or track_of_image(each.image)
     check_mpp(each.image, each.mpp, track)
-    runner = load(each.system, track, each.model, each.device)
-    subtypes = load(None, 2, each.model, each.device) if each.atypical and track == 1 else None
+    runner = load(each.system, track, each.model, each.device, each.precision)
+    subtypes = load(None, 2, each.model, each.device, each.precision) if each.atypical and track == 1 else None
     logger.info("image %s, system %s", each.name, runner.system)
     result_path = each.folder / job.RESULT_NAMES[track]
     wanted = depends_on(each, track, runner.system)
@@ -393,6 +396,7 @@ def _make(
         "image": {"name": each.image.name} | wanted["image"],
         "image_path": str(each.image),
         "resolution": asdict(resolution),
+        "runs_on": runner.runs_on,
         "program": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "warnings": warnings,

@@ -18,28 +18,20 @@ from midog.images.folder import open_stack
 from midog.images.resolution import ASSUMED_UM_PER_PX
 from midog.images.slide import ArraySlide, Slide, open_slide
 from midog.images.stack import CROP_SIDE, CROP_UM_PER_PX, Crops, Stack
-from midog.system import CROP_UM, System, find_folder, load_system, model_folder
+from midog.system import CROP_UM, Precision, System, find_folder, load_system, model_folder
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
     from midog.engine.classifier import Classifier
     from midog.engine.detector import Progress
+    from midog.engine.network import Engine
     from midog.engine.two_stages import SystemDetector
 
 MOST_PAGES = 16  # of a stack of MIDOG 2025
 LEAST_CROPS = 20  # of a class: of fewer, one more or less that is told right decides what a domain's errors are
 
 logger = logging.getLogger(__name__)
-
-
-def _choose_device(name: str) -> "torch.device":
-    try:
-        from midog.engine.weights import choose_device
-    except ModuleNotFoundError as error:
-        raise not_installed(error) from None
-    return choose_device(name)
 
 
 class _Loaded:
@@ -54,9 +46,21 @@ class _Loaded:
         self.system, self._device_name = system, device
 
     @cached_property
-    def device(self) -> "torch.device":
-        """Where the networks run."""
-        return _choose_device(self._device_name)
+    def engine(self) -> "Engine":
+        """What runs the networks, and where."""
+        from midog.engine.weights import engine_for
+
+        try:
+            return engine_for(self.system, self._device_name)
+        except ModuleNotFoundError as error:
+            raise not_installed(error) from None
+
+    @property
+    def runs_on(self) -> str:
+        """Device, engine and precision, for a log."""
+        part = self.system.detector or self.system.classifier
+        assert part is not None
+        return f"{self.engine.device} ({self.engine.name}, {self.engine.type_of(part.precision)})"
 
 
 class Track1(_Loaded):
@@ -64,10 +68,10 @@ class Track1(_Loaded):
 
     @cached_property
     def _detector(self) -> "SystemDetector":
-        device = self.device
+        engine = self.engine
         from midog.engine.two_stages import SystemDetector
 
-        return SystemDetector(self.system, device)
+        return SystemDetector(self.system, engine)
 
     def predict(
         self,
@@ -107,7 +111,7 @@ class Track1(_Loaded):
         return open_slide(path, mpp, refuse_implausible=refuse_implausible)
 
     def _detect(self, slide: Slide, progress: "Progress | None") -> Detections:
-        logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", self.device, *slide.size, *slide.um_per_px)
+        logger.info("device %s, size %d x %d px, um/px %.4g x %.4g", self.runs_on, *slide.size, *slide.um_per_px)
         found = self._detector(slide, progress)
         logger.info("candidates %d, mitotic figures %d", len(found), found.accepted.sum())
         return found
@@ -137,13 +141,10 @@ class Track2(_Loaded):
 
     @cached_property
     def _classifier(self) -> "Classifier":
-        device = self.device
+        engine = self.engine
         from midog.engine.classifier import load_classifier
-        from midog.engine.memory import keep_memory
 
-        if device.type == "cpu":
-            keep_memory()
-        return load_classifier(self.system, device, CROP_UM)
+        return load_classifier(self.system, engine, CROP_UM)
 
     @property
     def subtype_errors(self) -> list[tuple[str, float, float]]:
@@ -167,10 +168,10 @@ class Track2(_Loaded):
         Raises:
             ValueError: a crop of another shape or dtype.
         """
-        device, classifier = self.device, self._classifier
+        classifier = self._classifier
         from midog.engine.classifier import classify
 
-        return classify(map(_checked, crops), classifier, device)
+        return classify(map(_checked, crops), classifier, self.engine.device)
 
     def classify_stack(self, path: Path) -> NDArray[np.float32]:
         """As `classify`, every crop of a stack on disk; UserError where it cannot be read."""
@@ -186,17 +187,16 @@ class Track2(_Loaded):
 
     def _classify(self, stack: Stack | Crops) -> NDArray[np.float32]:
         um_per_px = "unknown" if stack.um_per_px is None else "{:.4g} x {:.4g}".format(*stack.um_per_px)
-        logger.info("device %s, um/px %s", self.device, um_per_px)
+        logger.info("device %s, um/px %s", self.runs_on, um_per_px)
         probabilities = self.classify(stack)
         logger.info("pages %d, atypical %d", len(probabilities), (probabilities >= 0.5).sum())
         return probabilities
 
     def warm_up(self) -> None:
         """Load the networks and run each once, so that the first stack takes as long as the next."""
-        device = self.device
         from midog.engine.classifier import BATCH_SIZE
 
-        pages = min(MOST_PAGES, BATCH_SIZE[device.type])
+        pages = min(MOST_PAGES, BATCH_SIZE[self.engine.device])
         self.classify(np.zeros((pages, CROP_SIDE, CROP_SIDE, 3), np.uint8))
 
     def result(self, path: Path, stack: Stack | Crops, progress: "Progress | None" = None) -> list[dict[str, Any]]:
@@ -212,13 +212,12 @@ class Track2(_Loaded):
         logger.info("atypical or normal: %s, figures %d", self.system, found.accepted.sum())
         if not found.accepted.any():
             return found
-        device = self.device
         from midog.engine.classifier import classify
         from midog.engine.two_stages import crops_of
 
         boxes = np.tile(found.centres[found.accepted], 2)
         crops = crops_of(slide, boxes, CROP_SIDE * CROP_UM_PER_PX, CROP_SIDE)
-        return found.with_atypical(classify(crops, self._classifier, device))
+        return found.with_atypical(classify(crops, self._classifier, self.engine.device))
 
 
 def _checked(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -228,7 +227,11 @@ def _checked(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def load(
-    system: str | None = None, track: int | None = None, model: str | Path | None = None, device: str = "auto"
+    system: str | None = None,
+    track: int | None = None,
+    model: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
 ) -> Any:
     """A system by its name, or a track's default, loaded once: called again, it is the same object.
 
@@ -237,6 +240,7 @@ def load(
         track: 1 or 2; None is what the system is for.
         model: folder of the systems' folders; None is the platform's, or our own.
         device: "auto", "cpu" or "cuda".
+        precision: "auto" or "float32", instead of the system's own.
 
     Returns:
         `Track1` or `Track2`.
@@ -248,22 +252,26 @@ def load(
         raise ValueError("a system's name or a track expected")
     folder = find_folder(model_folder(model), system, track)
     stat = os.stat(folder / "model.yaml")
-    return _load(folder.resolve(), (stat.st_mtime_ns, stat.st_size), device)
+    return _load(folder.resolve(), (stat.st_mtime_ns, stat.st_size), device, precision)
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path, stamp: tuple[int, int], device: str) -> "Track1 | Track2":
+def _load(folder: Path, stamp: tuple[int, int], device: str, precision: Precision | None) -> "Track1 | Track2":
     """`stamp` tells a model.yaml that was written anew, as `tune` does, from the one that was loaded."""
     system = load_system(folder)
+    if precision:
+        system = system.with_precision(precision)
     return Track1(system, device) if system.track == 1 else Track2(system, device)
 
 
-def load_ahead(tracks: Iterable[int], system: str | None, model: Path, device: str) -> None:
+def load_ahead(
+    tracks: Iterable[int], system: str | None, model: Path, device: str, precision: Precision | None = None
+) -> None:
     """Load and warm up what `load` gives for jobs of some tracks; a warning for each that it gives nothing for.
 
     Args:
         tracks: 1, 2 or both.
-        system, device: as `load`.
+        system, device, precision: as `load`.
         model: folder of the systems' folders.
 
     Raises:
@@ -281,9 +289,9 @@ def load_ahead(tracks: Iterable[int], system: str | None, model: Path, device: s
     for track, why in missing.items():
         logger.warning("jobs of Track %d will fail: %s", track, why)
     for track in there:
-        runner = load(system, track, model, device)
+        runner = load(system, track, model, device, precision)
         runner.warm_up()
-        logger.info("loaded for Track %d: system %s, device %s", track, runner.system, runner.device)
+        logger.info("loaded for Track %d: system %s, device %s", track, runner.system, runner.runs_on)
 
 
 def classify_with(runner: Track2) -> Callable[[Slide, Detections], tuple[Detections, str]]:

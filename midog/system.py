@@ -39,7 +39,8 @@ InputSide = Annotated[int, Meta(ge=8, le=2048)]
 Views = Literal[1, 2, 4, 8]
 Precision = Literal["auto", "float32"]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")]
+EXPORTED = ".xml"  # suffix of a network for OpenVINO, whose weights are in a ".bin" beside it
+FileName = Annotated[str, Meta(pattern=r"^[^/\\]+\.(safetensors|xml)$")]
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -69,8 +70,10 @@ class Weights(_Strict, frozen=True):
     """One trained network of a part.
 
     Attributes:
-        weights: safetensors file beside model.yaml, or in the folder of another system: see `shared`.
-        sha256: of that file.
+        weights: safetensors file beside model.yaml, or in the folder of another system: see `shared`. What
+            `midog export-openvino` made of one is an .xml file.
+        sha256: of that file; of an .xml file and the .bin beside it, one behind the other.
+        exported_from: sha256 of the safetensors file that an .xml file was made of.
         shared: name of the system beside this one whose folder holds the file, so that equal files are stored once.
         calibration: of this network, before the mean over members.
     """
@@ -78,7 +81,13 @@ class Weights(_Strict, frozen=True):
     weights: FileName
     sha256: Sha256
     shared: str = ""
+    exported_from: str = ""
     calibration: Calibration = Calibration()
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is for OpenVINO."""
+        return self.weights.endswith(EXPORTED)
 
 
 class ClassifierWeights(Weights, frozen=True):
@@ -111,7 +120,8 @@ class Detector(_Strict, frozen=True):
         views: dihedral views of each tile; what is found in them is joined by weighted box fusion, maps by their mean.
         fusion: how several members are joined: "average" (of their boxes and probabilities, place by place, before
             non-maximum suppression) or "weighted_box_fusion".
-        precision: "auto" is half precision where the device has it, boxes and scores always decoded in float32.
+        precision: "auto" is half precision where the device has it (a GPU; a CPU with instructions for bfloat16), boxes
+            and scores always decoded in float32; "float32" is that everywhere.
         members: none in a recipe.
         calibration: of the score, where no classifier follows.
         stain_normalisation: of the slide, for the classifier too: "macenko" as `midog.images.stain` does it.
@@ -293,6 +303,8 @@ class System(_Strict, frozen=True):
             for field_um in (self.classifier.field_um, *(each.field_um for each in self.classifier.members)):
                 if field_um is not None and not 0 < field_um <= CROP_UM:
                     raise ValueError(f"classifier.field_um is {field_um:g}; above 0, to {CROP_UM:g} expected")
+        if self.is_exported and not all(member.is_exported for member in self.members):
+            raise ValueError("some weights are .xml files for OpenVINO and others are not; all or none expected")
 
     def __str__(self) -> str:
         return f"{self.system}, weights {self.version}"
@@ -305,6 +317,17 @@ class System(_Strict, frozen=True):
     def members(self) -> tuple[Weights, ...]:
         """All networks, the detector's first."""
         return tuple(member for part in (self.detector, self.classifier) if part for member in part.members)
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether its weights are for OpenVINO."""
+        return any(member.is_exported for member in self.members)
+
+    def with_precision(self, precision: Precision) -> "System":
+        """The same with another precision of every part."""
+        parts = {"detector": self.detector, "classifier": self.classifier}
+        changed = {name: part and msgspec.structs.replace(part, precision=precision) for name, part in parts.items()}
+        return msgspec.structs.replace(self, **changed)
 
     def trained_on(self, name: str, case: str) -> bool:
         """Whether the weights learned from a case of a set, so that it is no test."""
@@ -403,7 +426,7 @@ def load_system(folder: str | Path) -> System:
         if part and not part.members:
             raise UserError(f"{path}: {name} has no members: a recipe; train it with python -m midog train")
     for member in system.members:
-        _check_weights(system.path_of(member), member.sha256)
+        _check_weights(system.path_of(member), member)
     return system
 
 
@@ -414,13 +437,19 @@ def as_yaml(system: System) -> dict[str, Any]:
     return values
 
 
-def _check_weights(path: Path, sha256: str) -> None:
+def _check_weights(path: Path, member: Weights) -> None:
+    remedy = "export it again with midog export-openvino" if member.is_exported else "unpack the model again"
     try:
-        found = sha256_of(path)
-    except OSError:
-        raise UserError(f"{path}: weights not found; unpack the model again, or train it") from None
-    if found != sha256:
-        raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {sha256[:12]}...; unpack the model again")
+        found = sha256_of(*files_of(path))
+    except OSError as error:
+        raise UserError(f"{error.filename}: weights not found; {remedy}, or train it") from None
+    if found != member.sha256:
+        raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {member.sha256[:12]}...; {remedy}")
+
+
+def files_of(weights: Path) -> list[Path]:
+    """The file or files of a network's weights."""
+    return [weights, weights.with_suffix(".bin")] if weights.suffix == EXPORTED else [weights]
 
 
 def model_folder(given: str | Path | None) -> Path:

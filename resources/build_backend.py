@@ -1,12 +1,21 @@
-"""Builds the package: setuptools, with the dependencies from requirements.txt and its sections."""
+"""Builds the package: setuptools, with the dependencies from requirements.txt and its sections.
 
+A wheel has the weights of model/, or of another folder of systems: `pip wheel . -C weights=DIR`.
+"""
+
+import os
 import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from setuptools import build_meta, setup
 from setuptools.command.sdist import sdist
 
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = ROOT / "requirements.txt"
+WEIGHTS = "model"
 
 
 def sections(text: str) -> dict[str, list[str]]:
@@ -26,18 +35,44 @@ class _Sdist(sdist):
         super().make_distribution()
 
 
+def _weights(config_settings: Mapping[str, Any] | None) -> str:
+    """The folder that becomes `midog.weights`, relative to the root, as setuptools wants it."""
+    folder = ROOT / (config_settings or {}).get("weights", WEIGHTS)
+    if not any(folder.glob("*/model.yaml")):
+        remedy = "-C weights=DIR takes what midog export-openvino wrote"
+        raise SystemExit(f"error: {folder}: no system in this folder; {remedy}")
+    return os.path.relpath(folder, ROOT)
+
+
 class _Backend(build_meta._BuildMetaBackend):
+    weights = WEIGHTS
+    build_base = "build"
+
+    def build_wheel(
+        self,
+        wheel_directory: str,
+        config_settings: Mapping[str, Any] | None = None,
+        metadata_directory: str | None = None,
+    ) -> str:
+        self.weights = _weights(config_settings)
+        with tempfile.TemporaryDirectory() as self.build_base:  # what an earlier one left would be packed, too
+            return super().build_wheel(wheel_directory, config_settings, metadata_directory)
+
     def run_setup(self, setup_script: str = "") -> None:
         pins = sections(REQUIREMENTS.read_text(encoding="utf-8"))
-        engine = pins["torch"] + pins["metrics"]
+        torch = pins["torch"] + pins["metrics"] + pins["evaluation"]
         setup(
-            install_requires=pins["base"] + pins["evaluation"],
+            install_requires=pins["base"] + pins["report"],
             extras_require={
-                "torch": engine,
-                "train": engine + pins["train"],
+                "torch": torch,
+                "openvino": pins["openvino"],
+                "evaluation": pins["evaluation"],
+                "train": torch + pins["train"],
                 "pretrained": pins["pretrained"],
                 "cluster": pins["cluster"],
             },
+            package_dir={"midog.weights": self.weights},
+            options={"build": {"build_base": self.build_base}},
             cmdclass={"sdist": _Sdist},
         )
 

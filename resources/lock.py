@@ -21,7 +21,10 @@ from resources.build_backend import REQUIREMENTS, sections
 
 LOCK = REQUIREMENTS.with_suffix(".lock")
 NOT_INFERRED_WITH = {"triton", "cuda-bindings", "nvidia-cusolver-cu12", "hf-xet"}  # what the networks never load
-GUI = "opencv-python"  # Ultralytics asks for it; opencv-python-headless has the same files without GUI libraries
+LEFT_OUT = (
+    "opencv-python",  # Ultralytics asks for it; opencv-python-headless has the same files without GUI libraries
+    "openvino-telemetry",  # tells OpenVINO's maker of every import; OpenVINO does without
+)
 HEAD = """\
 # Made from requirements.txt by python -m resources.lock; install all of it: pip install --no-deps -r requirements.lock
 """
@@ -47,7 +50,8 @@ def _resolve(pins: Iterable[str], known: str, *options: str) -> str:
         lock = Path(folder, "lock")
         lock.write_text(known, encoding="utf-8")
         command = ["uv", "pip", "compile", "-", "--universal", "--python-version", "3.11", "--quiet", *options]
-        command += ["--no-header", "--no-annotate", "--no-emit-package", GUI, "--output-file", str(lock)]
+        command += [each for name in LEFT_OUT for each in ("--no-emit-package", name)]
+        command += ["--no-header", "--no-annotate", "--output-file", str(lock)]
         try:
             subprocess.run(command, input="\n".join(pins), text=True, check=True)
         except FileNotFoundError:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from compare import HALF_PRECISION
 from compare import main as compare
 
 TEST = Path(__file__).resolve().parent
@@ -86,7 +87,7 @@ class Box:
     def check(self, job: str, seconds: float) -> None:
         """Compare the result of a job."""
         print(f"{self.image}, {job}: {seconds:.1f} s", flush=True)
-        if compare(TEST / "expected" / job, self.output):
+        if compare(TEST / "expected" / job, self.output, HALF_PRECISION):
             raise ImageError(f"{job}: not the expected result")
 
     def without_models(self) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install the package into an empty environment outside the checkout, and use it: first without an engine, then with one
-# (some 4 GB of downloads). Not a part of ./test.sh.
+# Install the package into an empty environment outside the checkout, and use it: first without an engine, then with
+# PyTorch (some 4 GB of downloads), then, in another one, with OpenVINO and what the first exported. Not a part of ./test.sh.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 work="$(mktemp -d)"
@@ -19,9 +19,8 @@ env/bin/midog predict "$region" --out predicted && exit 1 || echo "refused, as i
 
 env/bin/pip install --quiet --disable-pip-version-check "$work/source[torch]"
 du -sh env | sed 's/\t.*/ on disk with torch/'
-rm -rf source
 env/bin/midog systems
-env/bin/midog predict "$region" --out predicted --report
+env/bin/midog predict "$region" --out predicted --report --precision float32
 env/bin/python "$root/test/compare.py" "$root/test/expected/track1" predicted/*/
 env/bin/python -c "
 import midog, numpy
@@ -29,3 +28,13 @@ found = midog.load(track=1).predict('$region')
 print('from Python:', len(found), 'candidates,', midog.__file__.split('/')[-3])
 print(midog.load('efficientnet_lite0').classify(numpy.zeros((2, 128, 128, 3), numpy.uint8)))
 "
+
+env/bin/pip install --quiet --disable-pip-version-check "$work/source[openvino]"
+env/bin/midog export-openvino --out exported --system centernet_two_stages efficientnet_lite0
+python3 -m venv small
+small/bin/pip install --quiet --disable-pip-version-check "$work/source[openvino]" -C weights="$work/exported"
+du -sh small | sed 's/\t.*/ on disk with openvino/'
+rm -rf source exported
+small/bin/midog systems
+small/bin/midog predict "$region" --out read --report --precision float32
+small/bin/python "$root/test/compare.py" "$root/test/expected/track1" read/*/

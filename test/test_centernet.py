@@ -9,6 +9,7 @@ from conftest import training_arguments as arguments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector
 from midog.models.centernet import PRIOR, CenterNet
 from midog.system import DataSource, load_system
@@ -144,7 +145,7 @@ def test_two_steps_of_each_stage_make_a_system(data, tmp_path):
     values["system"] = "tiny"
     # After so few steps every score is about the network's first: one in 100.
     values["detector"] |= {"options": {"encoder": "test_efficientnet", "channels": 8}, "score_threshold": 1e-4}
-    values["classifier"] |= {"options": {"name": "test_efficientnet"}, "input_px": 32}
+    values["classifier"] |= {"network": "timm", "options": {"name": "test_efficientnet"}, "input_px": 32}
     for recipe in values["training"].values():
         recipe |= {"steps_an_epoch": 2, "batch": 4}
     path = tmp_path / "tiny.yaml"
@@ -164,6 +165,6 @@ def test_two_steps_of_each_stage_make_a_system(data, tmp_path):
     system = load_system(tmp_path / "both/model/tiny")
     assert system.detector.members == detector.detector.members
     assert system.classifier.score_weight == values["classifier"]["score_weight"]
-    found = SystemDetector(system, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    found = SystemDetector(system, TorchEngine("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert len(found) > 0
     assert ((found.probabilities > 0) & (found.probabilities < 1)).all()

@@ -76,7 +76,7 @@ def lab(tmp_path, monkeypatch):
         parser = argparse.ArgumentParser()
         check.add_arguments(parser)
         arguments = parser.parse_args([str(region), str(count), "--out", str(tmp_path / "out")])
-        arguments.mpp, arguments.model, arguments.device = mpp, None, "cpu"
+        arguments.mpp, arguments.model, arguments.device, arguments.precision = mpp, None, "cpu", None
         code = check.run(arguments)
         said = json.loads((tmp_path / "out" / check.NAME).read_text())
         return code, said, {each["name"]: each for each in said["findings"]}

@@ -29,9 +29,10 @@ from midog.engine.detector import (
     load_detector,
     prefetch,
 )
+from midog.engine.network import to_batch
+from midog.engine.torch_engine import Normalised, TorchEngine, TorchNetwork, fold_batch_norms
 from midog.engine.two_stages import SystemDetector, cut_candidate, with_score
 from midog.engine.views import VIEWS
-from midog.engine.weights import fold_batch_norms
 from midog.errors import UserError
 from midog.images.slide import ArraySlide, open_slide
 from midog.job import SOCKETS
@@ -41,6 +42,7 @@ from midog.run import Track1, Track2
 from midog.system import DomainErrors, Merge, load_system
 
 CPU = torch.device("cpu")
+ENGINE = TorchEngine("cpu")
 SLUG, SOCKET = next((slug, socket) for slug, socket in SOCKETS.items() if socket.track == 1)
 SAMPLE = next((ROOT / "test/input/track1/images").glob("*/*"))
 TAGS = {"photometric": "rgb", "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER", "metadata": None}
@@ -68,6 +70,11 @@ def random_network(seed):
     with torch.no_grad():
         network.train()(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255)
     return network
+
+
+def in_float32(module):
+    """A module as a network, whatever the processor."""
+    return TorchNetwork(module, CPU, "float32")
 
 
 def write_random_system(folder, seeds=(0,), views=1, fusion="average"):
@@ -117,8 +124,8 @@ def black_dots(tiles):
     """A detector of single black pixels: a box of 10 px around each."""
     found = []
     for tile in tiles:
-        y, x = torch.nonzero(tile.amax(0) == 0, as_tuple=True)
-        boxes = torch.stack([x - 5, y - 5, x + 5, y + 5], 1).numpy().astype(np.float32)
+        y, x = np.nonzero(tile.max(0) == 0)
+        boxes = np.stack([x - 5, y - 5, x + 5, y + 5], 1).astype(np.float32)
         found.append((boxes, np.full(len(boxes), 0.9, np.float32)))
     return found
 
@@ -138,7 +145,7 @@ def test_each_dot_is_found_once_where_it_is(size):
     dots = {(0, 0), (width - 1, 0), (width - 1, height - 1), (width // 2, height // 2), (min(58, width - 1), 0)}
     for x, y in dots:
         pixels[y, x] = 0
-    boxes, scores = find_candidates(ArraySlide(pixels), black_dots, (64, 64), 0.2, CPU, batch=3)
+    boxes, scores = find_candidates(ArraySlide(pixels), black_dots, (64, 64), 0.2, "cpu", batch=3)
     kept = merge_near(boxes, scores, 3)
     centres = (boxes[kept, :2] + boxes[kept, 2:]) / 2
     assert sorted(map(tuple, centres.tolist())) == sorted(dots)
@@ -148,7 +155,7 @@ def test_a_tile_without_tissue_is_not_looked_at():
     def detector(tiles):
         raise AssertionError
 
-    boxes, scores = find_candidates(ArraySlide(np.full((900, 700, 3), 244, np.uint8)), detector, (512, 512), 0.2, CPU)
+    boxes, scores = find_candidates(ArraySlide(np.full((900, 700, 3), 244, np.uint8)), detector, (512, 512), 0.2, "cpu")
     assert boxes.shape == (0, 4)
     assert scores.shape == (0,)
 
@@ -190,23 +197,24 @@ def test_reading_ahead_keeps_order_passes_errors_and_stops():
 
 
 def test_one_network_and_one_view_are_left_alone(model):
-    assert type(load_detector(load_system(model / "random"), CPU)) is NetworkDetector
+    assert type(load_detector(load_system(model / "random"), ENGINE)) is NetworkDetector
 
 
 @pytest.mark.parametrize(("views", "fusion"), [(1, "average"), (2, "weighted_box_fusion")])
 def test_members_and_views_are_joined(tmp_path, pixels, views, fusion):
     write_random_system(tmp_path / "joined", (0, 1), views, fusion)
-    tiles = torch.from_numpy(pixels[:256, :320].copy()).permute(2, 0, 1)[None].float() / 255
-    networks = [fold_batch_norms(random_network(seed)).to(memory_format=torch.channels_last) for seed in (0, 1)]
+    tiles = to_batch([pixels[:256, :320]])
+    networks = [
+        in_float32(fold_batch_norms(random_network(seed)).to(memory_format=torch.channels_last)) for seed in (0, 1)
+    ]
     if fusion == "average":
         expected = NetworkDetector(AveragedNetwork(networks), 0.6, 0.3)
     else:
         detectors = [NetworkDetector(each, 0.6, 0.3, lists=4) for each in networks]
         seen = [DetectorView(detector, view) for view in VIEWS[views] for detector in detectors]
         expected = FusedDetector(seen, 0.3, 0.6)
-    with torch.inference_mode():
-        (got,) = load_detector(load_system(tmp_path / "joined"), CPU, 0.6)(tiles)
-        (wanted,) = expected(tiles)
+    (got,) = load_detector(load_system(tmp_path / "joined").with_precision("float32"), ENGINE, 0.6)(tiles)
+    (wanted,) = expected(tiles)
     assert len(got[0]) > 3
     for ours, theirs in zip(got, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -216,7 +224,7 @@ def test_members_and_views_are_joined(tmp_path, pixels, views, fusion):
 
 
 def test_neither_batch_nor_order_changes_the_result(model, pixels):
-    detect = SystemDetector(load_system(model / "random"), CPU)
+    detect = SystemDetector(load_system(model / "random").with_precision("float32"), ENGINE)
     slide = ArraySlide(pixels)
     one = detect(slide, batch=1)
     assert len(one) > 5
@@ -295,15 +303,19 @@ def test_places_are_those_of_the_image_as_it_was_given(model, pixels, caplog):
 # --- whole jobs ---------------------------------------------------------------
 
 
-def run_job(tmp_path, model, pixels, name="a.tif", origin=(0, 0)):
-    """The points of a job through inference.py."""
-    folder = tmp_path / "job"
+def write_job(folder, pixels, name="a.tif", origin=(0, 0)):
+    """A Track 1 job of an image; its folder."""
     (folder / "images").mkdir(parents=True)
     write_image(folder / "images" / name, pixels, origin)
     interface = {"slug": SLUG, "relative_path": "images"}
     (folder / "inputs.json").write_text(json.dumps([{"image": {"name": name}, "interface": interface}]))
-    out = tmp_path / "out"
-    assert inference.main(["--input", str(folder), "--output", str(out), "--model", str(model)]) == 0
+    return folder
+
+
+def run_job(tmp_path, model, pixels, name="a.tif", origin=(0, 0), options=()):
+    """The points of a job through inference.py."""
+    folder, out = write_job(tmp_path / "job", pixels, name, origin), tmp_path / "out"
+    assert inference.main(["--input", str(folder), "--output", str(out), "--model", str(model), *options]) == 0
     result = json.loads((out / SOCKET.result_name).read_text())
     assert result["type"] == "Multiple points"
     return result["points"]
@@ -336,11 +348,9 @@ def test_coordinates_above_10_mm_are_written_with_one_warning(model, pixels, tmp
 
 
 def test_a_box_whose_sides_have_changed_places_is_none():
-    boxes = torch.tensor([[[10.0, 10, 30, 30], [30, 10, 10, 30], [10, 30, 30, 30]]]).transpose(1, 2)
-    network = torch.nn.Module()
-    network.forward = lambda tiles: (boxes, torch.full((1, 1, 3), 5.0))
-    detector = NetworkDetector(network, 0.5, 0.3)
-    ((found, scores),) = detector(torch.zeros(1, 3, 64, 64))
+    boxes = np.array([[[10, 10, 30, 30], [30, 10, 10, 30], [10, 30, 30, 30]]], np.float32).transpose(0, 2, 1)
+    detector = NetworkDetector(lambda tiles: (boxes, np.full((1, 1, 3), 5, np.float32)), 0.5, 0.3)
+    ((found, scores),) = detector(np.zeros((1, 3, 64, 64), np.float32))
     assert found.tolist() == [[10, 10, 30, 30]]
     assert len(scores) == 1
 
@@ -351,29 +361,28 @@ def test_when_memory_runs_out_fewer_tiles_go_through_at_once(pixels, caplog):
     def hungry(tiles):
         batches.append(len(tiles))
         if len(tiles) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise MemoryError
         return black_dots(tiles)
 
     slide = ArraySlide(pixels)
-    boxes, scores = find_candidates(slide, hungry, (256, 256), 0.2, CPU, batch=4)
-    expected, _ = find_candidates(slide, black_dots, (256, 256), 0.2, CPU, batch=4)
+    boxes, scores = find_candidates(slide, hungry, (256, 256), 0.2, "cpu", batch=4)
+    expected, _ = find_candidates(slide, black_dots, (256, 256), 0.2, "cpu", batch=4)
     np.testing.assert_array_equal(boxes, expected)
     assert batches[:3] == [4, 2, 1]
     assert set(batches[3:]) == {1}
     assert [line.split()[-2] for line in caplog.messages] == ["2", "1"]
 
     def starving(tiles):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise MemoryError
 
     with pytest.raises(UserError, match="memory ran out for one of the tiles; .*--device cpu"):
-        find_candidates(slide, starving, (256, 256), 0.2, CPU)
+        find_candidates(slide, starving, (256, 256), 0.2, "cpu")
 
 
 def test_a_box_that_leaves_its_tile_is_clipped_and_none_that_lies_beyond_it_is_kept():
-    rows = [[-9.0, 10, 30, 90], [10, 10, 30, 300_000], [10, 10, torch.inf, 20], [torch.nan, 0, 9, 9], [-30, 5, 10, 9]]
-    network = torch.nn.Module()
-    network.forward = lambda tiles: (torch.tensor([rows]).transpose(1, 2), torch.full((1, 1, len(rows)), 5.0))
-    ((found, _),) = NetworkDetector(network, 0.5, 0.9)(torch.zeros(1, 3, 64, 96))
+    rows = [[-9.0, 10, 30, 90], [10, 10, 30, 300_000], [10, 10, np.inf, 20], [np.nan, 0, 9, 9], [-30, 5, 10, 9]]
+    boxes, logits = np.array([rows], np.float32).transpose(0, 2, 1), np.full((1, 1, len(rows)), 5, np.float32)
+    ((found, _),) = NetworkDetector(lambda tiles: (boxes, logits), 0.5, 0.9)(np.zeros((1, 3, 64, 96), np.float32))
     assert found.tolist() == [[0, 10, 30, 64]]
 
 
@@ -408,13 +417,13 @@ def two_stages(tmp_path_factory):
 
 
 def test_members_see_their_own_field_and_everything_is_calibrated_in_turn(two_stages, pixels):
-    found = SystemDetector(load_system(two_stages), CPU)(ArraySlide(pixels))
+    found = SystemDetector(load_system(two_stages).with_precision("float32"), ENGINE)(ArraySlide(pixels))
     assert len(found) > 5
     probabilities = []
     for seed, field_um, side, calibration in ((0, 16, 32, Calibration()), (1, 8, 24, Calibration(2.0, 0.3))):
-        one = NetworkClassifier(small_classifier(seed), field_um / 16, side)
+        one = NetworkClassifier(in_float32(Normalised(small_classifier(seed))), field_um / 16, side)
         crops = (cut_candidate(ArraySlide(pixels), box, 16, 48) for box in found.boxes.astype(np.float32))
-        probabilities.append(calibration.apply(classify(crops, one, CPU)))
+        probabilities.append(calibration.apply(classify(crops, one, "cpu")))
     mean = Calibration(1.5, -0.2).apply(np.mean(probabilities, axis=0))
     np.testing.assert_allclose(
         found.probabilities, with_score(mean, found.scores, 0.5), atol=2e-3
@@ -427,9 +436,9 @@ def test_a_classifier_of_finer_pixels_sees_the_slide_s_own(two_stages, pixels):
     system = load_system(two_stages)
     system = replace(system, detector=replace(system.detector, um_per_px=0.5, score_threshold=0.5))
     slide = ArraySlide(np.tile(pixels, (2, 2, 1)))
-    detector, seen = SystemDetector(system, CPU), []
+    detector, seen = SystemDetector(system, ENGINE), []
     classifier = detector.classifier
-    detector.classifier = lambda crops: (seen.append(crops.numpy()), classifier(crops))[1]
+    detector.classifier = lambda crops: (seen.append(crops), classifier(crops))[1]
     found = detector(slide)
     assert len(found) > 3
     assert found.um_per_px == (0.25, 0.25)
@@ -439,9 +448,9 @@ def test_a_classifier_of_finer_pixels_sees_the_slide_s_own(two_stages, pixels):
 
 
 def test_merging_after_classification_keeps_the_surest_of_a_figure(two_stages, pixels):
-    system = load_system(two_stages)
+    system = load_system(two_stages).with_precision("float32")
     everything, late = (
-        SystemDetector(replace(system, detector=replace(system.detector, merge=merge)), CPU)(ArraySlide(pixels))
+        SystemDetector(replace(system, detector=replace(system.detector, merge=merge)), ENGINE)(ArraySlide(pixels))
         for merge in (Merge(distance_um=0.01), Merge(distance_um=15.0, after_classification=True))
     )
     kept = merge_near(everything.boxes, everything.probabilities, 60)

@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector
 from midog.models import CLASSIFIERS, build
 from midog.models.yolo11 import YOLO11
@@ -230,7 +231,7 @@ def test_a_killed_classifier_resumes_to_the_same_weights_and_runs(data, system, 
 
     caplog.clear()
     model = load_system(data / "classifier/model/tiny")
-    found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    found = SystemDetector(model, TorchEngine("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert len(found) > 0
     assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
     assert caplog.messages == []

@@ -7,18 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from midog.calibration import logit, sigmoid
 from midog.engine import detector as engine
 from midog.engine.detector import AveragedNetwork, DetectorView, FusedDetector, NetworkDetector, detector_of
+from midog.engine.torch_engine import fold_batch_norms
 from midog.engine.views import VIEWS, boxes_from_view, dihedral
-from midog.engine.weights import fold_batch_norms
 from midog.models.rtmdet import RTMDet
 from midog.system import Detector, Merge
+
+BLACK = np.zeros((1, 3, 64, 64), np.float32)
 
 
 def painted(box, height, width):
     """A black image (1, 3, height, width) with a white rectangle: x0, y0, x1, y1 are its outermost pixels."""
     x0, y0, x1, y1 = box
-    image = torch.zeros(1, 3, height, width)
+    image = np.zeros((1, 3, height, width), np.float32)
     image[:, :, y0 : y1 + 1, x0 : x1 + 1] = 1
     return image
 
@@ -27,7 +30,7 @@ def white_rectangle(tiles):
     """A detector of the one white rectangle in each tile."""
     found = []
     for tile in tiles:
-        y, x = torch.nonzero(tile[0], as_tuple=True)
+        y, x = np.nonzero(tile[0])
         found.append((np.array([[x.min(), y.min(), x.max(), y.max()]], np.float32), np.full(1, 0.8, np.float32)))
     return found
 
@@ -45,11 +48,11 @@ def test_what_is_the_same_in_every_view_is_found_once(count):
     seen = []
 
     def detector(tiles):
-        seen.extend(tile.numpy().tobytes() for tile in tiles)
+        seen.extend(tile.tobytes() for tile in tiles)
         return white_rectangle(tiles)
 
     boxes = [(3, 4, 30, 11), (40, 20, 59, 25)]
-    tiles = torch.cat([painted(box, 40, 60) for box in boxes])
+    tiles = np.concatenate([painted(box, 40, 60) for box in boxes])
     found = FusedDetector([DetectorView(detector, view) for view in VIEWS[count]], 0.5)(tiles)
     assert len(set(seen)) == count * len(tiles)
     for box, (got, scores) in zip(boxes, found, strict=True):
@@ -64,21 +67,20 @@ def test_detectors_are_fused_tile_by_tile():
         none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         return [none, *((boxes, scores / 2) for boxes, scores in white_rectangle(tiles[1:]))]
 
-    tiles = torch.cat([painted((3, 4, 30, 11), 40, 60)] * 2)
+    tiles = np.concatenate([painted((3, 4, 30, 11), 40, 60)] * 2)
     for (boxes, scores), expected in zip(FusedDetector([white_rectangle, unsure], 0.5)(tiles), (0.4, 0.6), strict=True):
         assert boxes.tolist() == [[3, 4, 30, 11]]
         np.testing.assert_allclose(scores, [expected], rtol=1e-6)
 
 
-class BrightCells(nn.Module):
-    """Every cell of 8 px is a box of 20 px about it, with the cell's brightness as its score."""
-
-    def forward(self, tiles):
-        scores = torch.nn.functional.avg_pool2d(tiles[:, :1], 8)
-        y, x = torch.meshgrid(*(8 * torch.arange(side) + 3.5 for side in scores.shape[2:]), indexing="ij")
-        centres = torch.stack([x, y]).flatten(1)
-        boxes = torch.cat([centres - 10, centres + 10])
-        return boxes.expand(len(tiles), 4, -1), torch.logit(scores.flatten(2), eps=1e-6)
+def bright_cells(tiles):
+    """A network: every cell of 8 px is a box of 20 px about it, with the cell's brightness as its score."""
+    count, _, height, width = tiles.shape
+    scores = tiles[:, 0].reshape(count, height // 8, 8, width // 8, 8).mean((2, 4))
+    x, y = np.meshgrid(*(8 * np.arange(side) + 3.5 for side in scores.shape[:0:-1]))
+    centres = np.stack([x, y]).reshape(2, -1)
+    boxes = np.concatenate([centres - 10, centres + 10]).astype(np.float32)
+    return boxes[None].repeat(count, 0), logit(scores.reshape(count, 1, -1)).astype(np.float32)
 
 
 def part_of(**changes):
@@ -93,25 +95,20 @@ def test_the_same_answer_in_every_view_is_the_answer_of_one(seed):
     """Boxes and scores, of crowded figures above and below the threshold alike."""
     brightness = np.zeros((8, 12), np.float32)
     brightness[2:-2, 2:-2] = np.random.default_rng(seed).random((4, 8))
-    tiles = torch.from_numpy(brightness.repeat(8, 0).repeat(8, 1)).expand(1, 3, -1, -1)
-    ((boxes, scores),) = detector_of([BrightCells()], part_of(), 0.3)(tiles)
+    tiles = brightness.repeat(8, 0).repeat(8, 1)[None, None].repeat(3, 1)
+    ((boxes, scores),) = detector_of([bright_cells], part_of(), 0.3)(tiles)
     for views in (2, 4, 8):
         for members, fusion in ((1, "average"), (3, "average"), (3, "weighted_box_fusion")):
             part = part_of(views=views, fusion=fusion)
-            ((fused, fused_scores),) = detector_of([BrightCells()] * members, part, 0.3)(tiles)
+            ((fused, fused_scores),) = detector_of([bright_cells] * members, part, 0.3)(tiles)
             np.testing.assert_allclose(fused_scores, scores, rtol=1e-4)
             np.testing.assert_allclose(fused, boxes, atol=1e-2)
 
 
-class Told(nn.Module):
+def told(probabilities):
     """A network that finds one box, as likely as it is told from call to call."""
-
-    def __init__(self, probabilities):
-        super().__init__()
-        self.logits = iter(torch.logit(torch.tensor(probabilities)))
-
-    def forward(self, tiles):
-        return torch.tensor([[[20.0], [20.0], [44.0], [44.0]]]), next(self.logits).view(1, 1, 1)
+    logits = iter(logit(probabilities).astype(np.float32))
+    return lambda tiles: (np.array([[[20], [20], [44], [44]]], np.float32), next(logits).reshape(1, 1, 1))
 
 
 @given(st.data(), st.sampled_from([2, 4, 8]), st.floats(0.05, 0.95), st.floats(0.05, 0.9))
@@ -119,9 +116,9 @@ class Told(nn.Module):
 def test_scores_that_differ_from_view_to_view_are_fused_to_their_mean(data, views, mean, threshold):
     reach = min(mean, 1 - mean) - 0.01
     up = data.draw(st.lists(st.floats(0, reach), min_size=views // 2, max_size=views // 2))
-    told = data.draw(st.permutations([mean + sign * each for each in up for sign in (1, -1)]))
+    probabilities = data.draw(st.permutations([mean + sign * each for each in up for sign in (1, -1)]))
     part = part_of(views=views)
-    ((boxes, scores),) = detector_of([Told(told)], part, threshold)(torch.zeros(1, 3, 64, 64))
+    ((boxes, scores),) = detector_of([told(probabilities)], part, threshold)(BLACK)
     left_out = threshold / views
     if len(boxes):
         assert mean - left_out - 1e-5 < scores[0] < mean + 1e-5
@@ -132,34 +129,28 @@ def test_scores_that_differ_from_view_to_view_are_fused_to_their_mean(data, view
 
 def test_a_figure_that_half_of_the_views_doubt_keeps_what_they_say():
     """.5 and .1 four times each: .3, where a threshold of .2 in each view would make it .25."""
-    ((_, scores),) = detector_of([Told([0.5, 0.1] * 4)], part_of(views=8), 0.2)(torch.zeros(1, 3, 64, 64))
+    ((_, scores),) = detector_of([told([0.5, 0.1] * 4)], part_of(views=8), 0.2)(BLACK)
     np.testing.assert_allclose(scores, [0.3], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.1, 3), (0.5, 8)])
 def test_of_weak_candidates_a_view_takes_the_best_and_of_others_all(probability, expected, monkeypatch):
     monkeypatch.setattr(engine, "WEAK_CANDIDATES", 3)
-    network, corners = nn.Module(), 8 * torch.arange(8.0)
-    boxes = torch.stack([corners, corners, corners + 7, corners + 7])[None]
-    logits = torch.logit(torch.linspace(probability, probability + 0.01, 8)).view(1, 1, 8)
-    network.forward = lambda tiles: (boxes, logits)
-    ((found, scores),) = NetworkDetector(network, 0.4, 0.5, lists=8)(torch.zeros(1, 3, 64, 64))
+    corners = 8 * np.arange(8, dtype=np.float32)
+    boxes = np.stack([corners, corners, corners + 7, corners + 7])[None]
+    logits = logit(np.linspace(probability, probability + 0.01, 8)).reshape(1, 1, 8).astype(np.float32)
+    ((found, scores),) = NetworkDetector(lambda tiles: (boxes, logits), 0.4, 0.5, lists=8)(BLACK)
     assert len(found) == expected
     assert scores.max() == pytest.approx(probability + 0.01)
 
 
 def test_boxes_and_probabilities_are_averaged_place_by_place():
-    class Constant(nn.Module):
-        def __init__(self, side, probabilities):
-            super().__init__()
-            self.answer = torch.full((1, 4, 2), side), torch.logit(torch.tensor([[probabilities]]))
+    def constant(side, probabilities):
+        return lambda tiles: (np.full((1, 4, 2), side, np.float32), logit([[probabilities]]).astype(np.float32))
 
-        def forward(self, tiles):
-            return self.answer
-
-    boxes, logits = AveragedNetwork([Constant(10.0, [0.2, 0.9]), Constant(16.0, [0.4, 0.7])])(None)
+    boxes, logits = AveragedNetwork([constant(10, [0.2, 0.9]), constant(16, [0.4, 0.7])])(None)
     assert boxes.tolist() == [[[13.0, 13.0]] * 4]
-    torch.testing.assert_close(logits.sigmoid(), torch.tensor([[[0.3, 0.8]]]))
+    np.testing.assert_allclose(sigmoid(logits), [[[0.3, 0.8]]], rtol=1e-6)
 
 
 def test_a_shared_convolution_is_folded_once_for_each_of_its_norms():

@@ -847,7 +847,7 @@ def test_crops_by_their_folder_are_run(tmp_path, capsys, monkeypatch):
     runner = object.__new__(Track2)
     runner.system = system
     runner.classify = lambda crops: np.array([crop[0, 0, 0] for crop in crops]) / 200
-    monkeypatch.setattr(inputs, "load", lambda name, track, model, device: runner)
+    monkeypatch.setattr(inputs, "load", lambda *_: runner)
     assert main(["evaluate", "--track", "2", "--data", str(data)]) == 0
     printed = capsys.readouterr()
     table = {line.split("  ")[0]: line for line in printed.out.splitlines()}

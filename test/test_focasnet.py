@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from midog.engine.detector import NetworkDetector
+from midog.engine.torch_engine import TorchNetwork
 from midog.evaluation.metrics import match
 from midog.models.attention import CBAM
 from midog.models.focasnet import (
@@ -187,9 +188,9 @@ def test_the_anchor_free_branch_alone_is_that_of_the_hybrid():
     assert [name for name, each in alone.named_parameters() if each.grad is None or not each.grad.any()] == []
 
 
-@torch.no_grad()
 def test_untrained_it_finds_nothing():
-    found, scores = NetworkDetector(FoCasNet(**SMALL), 0.1, 0.5)(torch.rand(1, 3, 64, 64))[0]
+    network = TorchNetwork(FoCasNet(**SMALL), torch.device("cpu"), "float32")
+    found, scores = NetworkDetector(network, 0.1, 0.5)(np.random.default_rng(0).random((1, 3, 64, 64), np.float32))[0]
     assert found.shape == (0, 4)
     assert len(scores) == 0
 
@@ -487,10 +488,10 @@ def test_it_learns_discs_by_heart(branch, trained):
     network = copy.deepcopy(network)
     if branch == "anchor_based":
         network.head.hybrid = False
-    detector = NetworkDetector(network, 0.5, 0.3)
+    detector = NetworkDetector(TorchNetwork(network, torch.device("cpu"), "float32"), 0.5, 0.3)
     if branch == "anchor_free":
         nn.init.constant_(network.head.anchor_class.bias, -100)
-    for (found, _), truth in zip(detector(tiles), truths, strict=True):
+    for (found, _), truth in zip(detector(tiles.numpy()), truths, strict=True):
         centres = truth.view(-1, 2, 2).mean(1), found.reshape(-1, 2, 2).mean(1)
         assert len(found) == len(truth)
         taken = match(*centres, radius=5)

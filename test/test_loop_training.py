@@ -12,6 +12,7 @@ from conftest import ROOT, Killed
 from conftest import training_arguments as arguments
 from safetensors.torch import load_file
 
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector
 from midog.system import load_system
 from resources.data.fields import read_fields
@@ -106,7 +107,7 @@ def test_the_networks_own_weights_and_averages_are_the_members(data, paper, whol
     model = load_system(whole / "model" / paper)
     assert [each.weights for each in model.detector.members] == [f"member{number}.safetensors" for number in range(2)]
     assert len({each.sha256 for each in model.detector.members}) == 2
-    found = SystemDetector(model, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    found = SystemDetector(model, TorchEngine("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert ((found.probabilities > 0) & (found.probabilities < 1)).all()
 
 

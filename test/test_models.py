@@ -1,18 +1,28 @@
 """The registry of networks, ConvNeXt V2 and EfficientNet-Lite against timm's, and timm's networks of every make."""
 
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import ROOT
 from test_yolo11 import with_drawn_norms
 from torch import nn
 
-from midog.engine.weights import WithoutRandomStart, fold_batch_norms
-from midog.models import CLASSIFIERS, DETECTORS, build, classifier_options, normalisation
+from midog.engine.torch_engine import WithoutRandomStart, fold_batch_norms
+from midog.models import CLASSIFIERS, DETECTORS, Registry, build, classifier_options, normalisation
 from midog.models.classifiers import Block, ConvNeXtV2, GlobalResponseNorm, timm_classifier
-from midog.models.efficientnet_lite import Conv2d, EfficientNetLite, InvertedResidual, scaled_channels
+from midog.models.efficientnet_lite import (
+    Conv2d,
+    EfficientNetLite,
+    EfficientNetLiteMaps,
+    InvertedResidual,
+    scaled_channels,
+)
+from midog.models.rtmdet import RTMDet
 
 
 def randomise(network: nn.Module) -> nn.Module:
@@ -86,6 +96,11 @@ def test_stage_maps_of_the_early_stem() -> None:
         ConvNeXtV2((16,), (1,), "none")
 
 
+def timm_maps(name: str) -> Any:
+    """timm's network of that name as an encoder: maps of strides 2 to 16."""
+    return timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(0, 1, 2, 3))
+
+
 def lites(version: int, **options: float) -> tuple[nn.Module, EfficientNetLite]:
     """timm's and ours, not yet with the same weights."""
     torch.manual_seed(0)
@@ -109,6 +124,19 @@ def test_lite_is_the_same_function_as_timms(version: int, sides: list[tuple[int,
         folded = fold_batch_norms(ours)(crops)
     torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("version", [0, 4])
+def test_lites_maps_are_those_of_timms(version: int) -> None:
+    theirs = with_drawn_norms(timm_maps(f"tf_efficientnet_lite{version}")).eval()
+    with WithoutRandomStart():
+        ours = EfficientNetLiteMaps(version).eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert (list(ours.strides), ours.widths) == (theirs.feature_info.reduction(), theirs.feature_info.channels())
+    images = torch.rand(1, 3, 48, 33)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -198,9 +226,72 @@ models.build(models.DETECTORS, "rtmdet", {"size": "tiny"})
 models.normalisation(models.build(models.CLASSIFIERS, "efficientnet_lite", {}))
 print([name for name in ("timm", "midog.models.yolo11", "midog.models.classifiers") if name in sys.modules])
 print([name for name in sys.modules if name.startswith("midog.") and not name.startswith("midog.models")])
+from pathlib import Path
+from midog.system import DEFAULT_SYSTEMS, read_system
+systems = [read_system(Path(f"resources/systems/{name}.yaml")) for name in DEFAULT_SYSTEMS.values()]
+before = set(sys.modules)
+for system in systems:
+    if system.detector:
+        models.build(models.DETECTORS, system.detector.network, system.detector.options)
+    models.normalisation(models.build(models.CLASSIFIERS, system.classifier.network, system.classifier.options))
+print(*sorted(set(sys.modules) - before))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "[]", "[]"]
+    assert done.stdout.split() == ["False", "[]", "[]", "midog.models.centernet"]
+
+
+SMALL_DETECTORS: dict[str, dict[str, object]] = {
+    "rtmdet": {"size": "tiny"},
+    "yolo11": {"scale": "n", "lsconv": (16, 19, 22), "ema": True},
+    "focasnet": {"backbone": 18, "levels": 2, "width": 32, "depth": 1},
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("registry", "name", "options"),
+    [
+        *((DETECTORS, name, options) for name, options in SMALL_DETECTORS.items()),
+        (DETECTORS, "centernet", {"encoder": "tf_efficientnet_lite0", "channels": 8}),
+        (CLASSIFIERS, "convnextv2", {"widths": (8, 16), "depths": (1, 1), "stem": "early"}),
+        (CLASSIFIERS, "efficientnet_lite", {}),
+    ],
+)
+def test_a_trace_holds_for_other_batches_and_sides(registry: Registry, name: str, options: dict[str, object]) -> None:
+    """As an export to another runtime needs it."""
+    torch.manual_seed(0)
+    network = build(registry, name, options).eval()
+    sides = ((96, 32), (32, 64)) if registry is DETECTORS else ((45, 64), (64, 31))
+    with torch.inference_mode():
+        trace = torch.jit.trace(network, torch.rand(2, 3, 32, 64), check_trace=False)
+        for batch, side in zip((1, 3), sides, strict=True):
+            images = torch.rand(batch, 3, *side)
+            torch.testing.assert_close(trace(images), network(images))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", SMALL_DETECTORS)
+def test_boxes_are_decoded_in_float32_where_convolutions_are_not(name: str) -> None:
+    """Of a head that gives numbers which half precision holds, far enough from 0 that it would not hold their boxes."""
+    torch.manual_seed(0)
+    network = build(DETECTORS, name, SMALL_DETECTORS[name]).eval()
+    if isinstance(network, RTMDet):
+        network.bbox_head.exponential = True  # as of the larger sizes
+    last = re.compile(r"bbox_head\.rtm_reg\.\d|head\.(anchor|free)_box|model\.23\.cv2\.\d\.2")
+    found = [module for path, module in network.named_modules() if last.fullmatch(path)]
+    assert len(found) == (2 if name == "focasnet" else 3)
+    for convolution in found:
+        nn.init.zeros_(convolution.weight)
+        convolution.bias.data = torch.randint(-8, 9, convolution.bias.shape) / 8
+    images = torch.rand(1, 3, 32, 640)
+    with torch.inference_mode():
+        expected, _ = network(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            boxes, _ = network(images)
+    assert boxes.dtype == torch.float32
+    assert torch.equal(boxes, expected)
+    assert not torch.equal(boxes, boxes.bfloat16().float())
 
 
 HALVES = (0.5, 0.5, 0.5)

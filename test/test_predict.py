@@ -192,6 +192,7 @@ class Stub:
     made = SimpleNamespace(reliability=((0.9, 0.8, 60),))
     system = SimpleNamespace(system="stub", version="1", detector=None, classifier=None, made=made)
     subtype_errors = (("A", 0.8, 0.9),)
+    runs_on = "cpu (nothing, float32)"
 
     def __init__(self, track):
         self.track = track
@@ -210,7 +211,7 @@ class Stub:
 
 @pytest.fixture
 def stub(monkeypatch):
-    monkeypatch.setattr("midog.predict.load", lambda system, track, model, device: Stub(track))
+    monkeypatch.setattr("midog.predict.load", lambda system, track, model, device, precision: Stub(track))
 
 
 def test_crops_have_one_result_and_a_table(stub, tmp_path, capfd):
@@ -511,11 +512,11 @@ def test_a_killed_worker_loses_only_its_own_image(images, model, tmp_path, monke
 
 def test_a_system_is_read_and_built_once_for_all_images(images, model, tmp_path, monkeypatch):
     from midog import run, system
-    from midog.engine import detector
+    from midog.engine import torch_engine
 
     run._load.cache_clear()
     counts = {}
-    for module, name in ((run, "load_system"), (system, "_check_weights"), (detector, "load_network")):
+    for module, name in ((run, "load_system"), (system, "_check_weights"), (torch_engine, "load_network")):
         real = getattr(module, name)
 
         def counted(*arguments, real=real, name=name):

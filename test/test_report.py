@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -701,6 +702,7 @@ def test_a_crop_for_track_2_is_32_um_whatever_the_spacing(monkeypatch):
 
     seen = []
     monkeypatch.setattr(Track2, "_classifier", None)
+    monkeypatch.setattr(Track2, "engine", SimpleNamespace(device="cpu"))
     monkeypatch.setattr(classifier, "classify", lambda crops, *_: seen.extend(crops) or np.zeros(1, np.float32))
 
     class Marked(PlainSlide):

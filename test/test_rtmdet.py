@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from torchvision.ops import sigmoid_focal_loss
 
 from midog.engine.detector import NetworkDetector
+from midog.engine.torch_engine import TorchEngine, TorchNetwork
 from midog.engine.two_stages import SystemDetector
 from midog.evaluation.metrics import match
 from midog.models.rtmdet import BGR_MEAN, BGR_STD, PRIOR, RTMDet, grid_points
@@ -241,8 +242,7 @@ def test_it_learns_a_few_tiles_by_heart(make):
         optimizer.zero_grad()
         loss(network, images, truths).backward()
         optimizer.step()
-    with torch.no_grad():
-        found = NetworkDetector(network, 0.5, 0.3)(images)
+    found = NetworkDetector(TorchNetwork(network, torch.device("cpu"), "float32"), 0.5, 0.3)(images.numpy())
     for (boxes, _), (_, points) in zip(found, tiles, strict=True):
         assert len(boxes) == len(points)
         assert (match(points, (boxes[:, :2] + boxes[:, 2:]) / 2, 30) >= 0).all()
@@ -267,5 +267,5 @@ def test_one_weight_average_is_a_system_by_one_command(data, tmp_path, capsys):
     alone = load_system(tmp_path / "alone/member2")
     assert [each.sha256 for each in alone.detector.members] == [members[2].sha256]
     assert alone.detector.views == 1
-    found = SystemDetector(alone, torch.device("cpu"))(read_fields([f"{data}/fields:case1"])[0])
+    found = SystemDetector(alone, TorchEngine("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()

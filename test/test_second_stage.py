@@ -9,6 +9,7 @@ import torch
 from conftest import training_arguments as arguments
 
 from midog.calibration import Calibration
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector, cut_candidate
 from midog.errors import UserError
 from midog.images.slide import ArraySlide
@@ -203,7 +204,7 @@ def test_focasnet_runs_whole_and_says_likely_from_one_half_on(data, m_det, tmp_p
     assert (model.classifier.field_um, model.classifier.input_px) == (27.5, 56)
     assert [each.calibration for each in model.members] == [Calibration(), Calibration()]
     assert model.classifier.calibration == Calibration()
-    found = SystemDetector(model, CPU)(read_fields([f"{data}/fields:case1"])[0])
+    found = SystemDetector(model, TorchEngine("cpu"))(read_fields([f"{data}/fields:case1"])[0])
     assert len(found) > 0
     (rows,) = csv.DictReader((tmp_path / "out/epochs.csv").open())
     assert float(rows["threshold"]) == 0.5

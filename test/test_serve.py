@@ -40,7 +40,17 @@ def port():
 def serving(port, *arguments, track="2"):
     """The process, its log on pipes; it is gone afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "inference.py", "--serve", str(port), "--device", "cpu", *map(str, arguments)],
+        [
+            sys.executable,
+            "inference.py",
+            "--serve",
+            str(port),
+            "--device",
+            "cpu",
+            "--precision",
+            "float32",
+            *map(str, arguments),
+        ],
         cwd=ROOT,
         env=os.environ | {"MIDOG_TRACK": track},
         stdout=subprocess.PIPE,

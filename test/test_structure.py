@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (  # from the ground up; an import points down, or to its own room
     {"errors", "calibration"},
     {"files"},
-    {"job", "about", "http"},
+    {"arguments", "job", "about", "http"},
     {"detections", "images", "models"},
     {"system"},
     {"engine"},

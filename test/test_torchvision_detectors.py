@@ -13,6 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from midog.engine.detector import NetworkDetector
+from midog.engine.torch_engine import TorchNetwork
 from midog.models import torchvision_detectors
 from midog.models.torchvision_detectors import ABSENT, PROPOSALS, SSD, FasterRCNN, TileBoxes, torchvision_detector
 from midog.system import load_system
@@ -76,7 +77,9 @@ def test_boxes_and_scores_are_torchvisions(pair, images):
     boxes, logits = ours(images)
     assert boxes.shape == (2, 4, logits.shape[2])
     assert logits.shape[1] == 1
-    for (box, score), expected in zip(NetworkDetector(ours, 0.3, 0.3)(images), theirs(list(images)), strict=True):
+    network = TorchNetwork(ours, torch.device("cpu"), "float32")
+    found = NetworkDetector(network, 0.3, 0.3)(images.numpy())
+    for (box, score), expected in zip(found, theirs(list(images)), strict=True):
         assert len(score) > 3
         wanted, sure = expected["boxes"].numpy(), expected["scores"].numpy()
         centres = (box[:, :2] + box[:, 2:]) / 2

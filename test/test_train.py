@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 import inference
 from midog.__main__ import main
 from midog.calibration import Calibration
-from midog.engine.classifier import classify, load_classifier, normalise
-from midog.engine.weights import load_network
+from midog.engine.classifier import classify, load_classifier
+from midog.engine.torch_engine import TorchEngine, load_network, normalise
 from midog.errors import UserError
 from midog.evaluation import held_out
 from midog.evaluation.metrics import bootstrap_by_case
@@ -175,7 +175,7 @@ def as_published(table, system, tmp_path_factory):
 
 
 def test_an_ensemble_as_published_is_the_mean_of_the_folds_raw_probabilities(table, as_published):
-    model = load_system(as_published / "model/tiny")
+    model = load_system(as_published / "model/tiny").with_precision("float32")
     assert {each.calibration for each in model.classifier.members} == {Calibration()}
     assert model.classifier.calibration == Calibration()
     assert model.classifier.field_um == 32
@@ -184,8 +184,8 @@ def test_an_ensemble_as_published_is_the_mean_of_the_folds_raw_probabilities(tab
     for member in model.classifier.members:
         network = load_network(CLASSIFIERS, "convnextv2", model.classifier.options, model.path_of(member))
         folds.append(subtypes.predict(network, model.classifier, 1, crops, every, cpu))
-    classifier = load_classifier(model, cpu, CROP_UM)
-    got = classify((image.permute(1, 2, 0).numpy() for image in crops.images), classifier, cpu)
+    classifier = load_classifier(model, TorchEngine(cpu), CROP_UM)
+    got = classify((image.permute(1, 2, 0).numpy() for image in crops.images), classifier, "cpu")
     np.testing.assert_allclose(got, np.mean(folds, 0), atol=1e-6)
     assert np.ptp(got) > 0.01
 

@@ -14,7 +14,8 @@ from midog import job
 from midog.__main__ import main
 from midog.calibration import Calibration, logit, sigmoid
 from midog.detections import MM_PER_PX, Detections
-from midog.engine.classifier import classify, load_classifier, normalise
+from midog.engine.classifier import classify, load_classifier
+from midog.engine.torch_engine import TorchEngine, normalise
 from midog.engine.two_stages import with_score
 from midog.errors import UserError
 from midog.evaluation import tune
@@ -24,7 +25,6 @@ from midog.evaluation.tune import Objective, cross_validate, fit, folds_of, reli
 from midog.models import CLASSIFIERS, build, normalisation
 from midog.system import CROP_UM, load_system
 
-CPU = torch.device("cpu")
 OPTIONS = {"widths": [16, 32], "depths": [1, 1], "stem": "early"}
 
 
@@ -142,7 +142,7 @@ def crops():
 
 
 def predict(folder, crops):
-    return classify(crops, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
+    return classify(crops, load_classifier(load_system(folder), TorchEngine("cpu"), CROP_UM), "cpu")
 
 
 def write_predictions(folder, probabilities, labels):
@@ -270,7 +270,7 @@ def test_labelled_crops_are_run_and_tuned(tmp_path, crops, capsys):
     data.mkdir()
     wide = np.pad(crops, ((0, 0), (32, 32), (32, 32), (0, 0)), "symmetric")
     rows = ["file,label,case"]
-    scores = classify(wide, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
+    scores = predict(folder, wide)
     for number, label in enumerate(atypical_above(scores, 0.7)):
         Image.fromarray(crops[number]).save(data / f"{number}.png")
         rows.append(f"{number}.png,{int(label)},c{number // 4}")
@@ -280,7 +280,7 @@ def test_labelled_crops_are_run_and_tuned(tmp_path, crops, capsys):
     assert "10 stacks, " in printed.out
     assert "warning: mine, weights 7 was trained on a:c0,c1" in printed.err
     threshold = yaml.safe_load((folder / "model.yaml").read_text())["made"]["metrics"]["tuned"]["threshold"]
-    after = classify(wide, load_classifier(load_system(folder), CPU, CROP_UM), CPU)
+    after = predict(folder, wide)
     np.testing.assert_array_equal(after >= 0.5, scores >= threshold)
 
 

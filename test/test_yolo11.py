@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
-from midog.engine.weights import fold_batch_norms
+from midog.engine.torch_engine import fold_batch_norms
 from midog.models.attention import EMAAttention, LSConv, small_kernel_aggregation
 from midog.models.yolo11 import OUTPUT_BLOCKS, YOLO11, Detect
 from resources.train.kit.yolo11_loss import YOLO11Loss

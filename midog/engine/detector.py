@@ -1,7 +1,7 @@
 """Tiles -> boxes: networks, several as one, views, and a slide cut into tiles for them.
 
 Every wrapper here is a `Detector`: a callable that takes float32 (N, 3, H, W) RGB in [0, 1] and returns, for each
-image, boxes float32 (K, 4) px and scores float32 (K,) as numpy arrays. `classifier.py` is its like.
+image, boxes float32 (K, 4) px and scores float32 (K,). `classifier.py` is its like.
 """
 
 import contextlib
@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from midog import system as schema
+from midog.calibration import logit, sigmoid
 from midog.engine.boxes import nms, weighted_box_fusion
 from midog.engine.dense import MapViews, MeanMap, PlaceDetector
+from midog.engine.network import Engine, Network, in_batches, to_batch
 from midog.engine.views import VIEWS, boxes_from_view, dihedral
-from midog.engine.weights import autocast, fold_batch_norms, in_batches, load_network, to_tensor
 from midog.images.slide import Slide
-from midog.images.tiles import grid, has_tissue, read_tile
-from midog.models import DENSE, DETECTORS
-from midog.system import STRIDE
+from midog.images.tiles import fitted, grid, tiles_with_tissue
+from midog.models import DENSE
 
 BATCH_SIZE = {"cpu": 2, "cuda": 16}
 # Maps of stride 2 leave a processor's cache: two tiles in one forward take more than twice as long as one.
@@ -31,7 +29,7 @@ DENSE_BATCH_SIZE = {"cpu": 1, "cuda": 16}
 WEAK_CANDIDATES = 1000  # a tile: bounds the work of a detector that looks from below its threshold on
 
 Found = tuple[NDArray[np.float32], NDArray[np.float32]]
-Detector = Callable[[torch.Tensor], list[Found]]
+Detector = Callable[[NDArray[np.float32]], list[Found]]
 Item = TypeVar("Item")
 
 
@@ -45,64 +43,58 @@ class NetworkDetector:
     """A network that gives boxes and logits of one class, behind its threshold and non-maximum suppression.
 
     Args:
-        network: module, (N, 3, H, W) in [0, 1] -> boxes (N, 4, P) px, logits (N, 1, P).
+        network: (N, 3, H, W) in [0, 1] -> boxes (N, 4, P) px, logits (N, 1, P).
         score_threshold: the least score of a candidate.
         nms_iou: of two boxes that overlap more, the one with the higher score stays.
-        precision: as `midog.engine.weights.autocast`.
         lists: how many such answers a `FusedDetector` makes the mean of: this one looks from `score_threshold / lists`
             on, because what the others say may lift it, but no further than to the `WEAK_CANDIDATES` best of a tile.
     """
 
-    def __init__(
-        self, network: nn.Module, score_threshold: float, nms_iou: float, precision: str = "auto", lists: int = 1
-    ) -> None:
-        self.network, self.score_threshold, self.nms_iou = network.eval(), score_threshold, nms_iou
-        self.precision, self.lists = precision, lists
+    def __init__(self, network: Network, score_threshold: float, nms_iou: float, lists: int = 1) -> None:
+        self.network, self.score_threshold, self.nms_iou, self.lists = network, score_threshold, nms_iou, lists
 
-    def __call__(self, tiles: torch.Tensor) -> list[Found]:
-        with autocast(tiles.device, self.precision):
-            boxes, logits = self.network(tiles.contiguous(memory_format=torch.channels_last))
-        height, width = tiles.shape[2:]
-        corner = torch.tensor([width, height], dtype=torch.float32, device=boxes.device)[:, None]
+    def __call__(self, tiles: NDArray[np.float32]) -> list[Found]:
+        boxes, logits = self.network(tiles)
+        corner = np.array(tiles.shape[:1:-1], np.float32)
         found = []
-        for box, score in zip(boxes.float(), torch.sigmoid(logits[:, 0].float()), strict=True):
-            centre = (box[:2] + box[2:]) / 2
-            sure = ((centre >= 0) & (centre < corner)).all(
-                0
-            )  # what lies beyond the tile, or has no end, is no candidate
-            box = torch.minimum(box.clamp(min=0), corner.repeat(2, 1))
-            sure &= (score >= self._least(score)) & (box[2:] > box[:2]).all(0)  # a side below 0 is no box
-            box, score = box[:, sure].T.cpu().numpy(), score[sure].cpu().numpy()
+        for box, score in zip(boxes, sigmoid(logits[:, 0]).astype(np.float32), strict=True):
+            likely = score >= self._least(score)
+            box, score = box[:, likely].T, score[likely]
+            with np.errstate(invalid="ignore"):  # a box without an end has no centre
+                centre = (box[:, :2] + box[:, 2:]) / 2
+            sure = ((centre >= 0) & (centre < corner)).all(1)  # what lies beyond the tile is no candidate
+            box = box.clip(0, np.tile(corner, 2))
+            sure &= (box[:, 2:] > box[:, :2]).all(1)  # a side below 0 is no box
+            box, score = box[sure], score[sure]
             kept = nms(box, score, self.nms_iou)
             found.append((box[kept], score[kept]))
         return found
 
-    def _least(self, score: torch.Tensor) -> float:
+    def _least(self, score: NDArray[np.float32]) -> float:
         """The least score of a tile's candidates; of scores float (P,)."""
         least = self.score_threshold / self.lists
         if self.lists > 1 and len(score) > WEAK_CANDIDATES:
-            last = score.topk(WEAK_CANDIDATES).values[-1].item()
+            last = float(np.partition(score, -WEAK_CANDIDATES)[-WEAK_CANDIDATES])
             least = max(least, min(last, self.score_threshold))
         return least
 
 
-class AveragedNetwork(nn.Module):
+class AveragedNetwork:
     """Networks of one architecture as one: the mean of their boxes and of their probabilities, place by place.
 
     Args:
-        networks: modules, (N, 3, H, W) -> boxes (N, 4, P) px, logits (N, classes, P).
+        networks: (N, 3, H, W) -> boxes (N, 4, P) px, logits (N, classes, P).
 
-    Forward: the same, float32; a logit is that of the mean probability.
+    A logit of its answer is that of the mean probability.
     """
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
 
-    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, tiles: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         boxes, logits = zip(*(network(tiles) for network in self.networks), strict=True)
-        probability = torch.stack([torch.sigmoid(each.float()) for each in logits]).mean(0)
-        return torch.stack([each.float() for each in boxes]).mean(0), torch.logit(probability, eps=1e-6)
+        probability = np.mean([sigmoid(each) for each in logits], axis=0)
+        return np.mean(boxes, axis=0), logit(probability).astype(np.float32)
 
 
 class FusedDetector:
@@ -121,7 +113,7 @@ class FusedDetector:
     def __init__(self, detectors: Sequence[Detector], iou_threshold: float, score_threshold: float = 0.0) -> None:
         self.detectors, self.iou_threshold, self.score_threshold = detectors, iou_threshold, score_threshold
 
-    def __call__(self, tiles: torch.Tensor) -> list[Found]:
+    def __call__(self, tiles: NDArray[np.float32]) -> list[Found]:
         together = []
         for found in zip(*(detector(tiles) for detector in self.detectors), strict=True):
             boxes, scores = weighted_box_fusion(found, self.iou_threshold)
@@ -136,33 +128,33 @@ class DetectorView:
     def __init__(self, detector: Detector, view: int) -> None:
         self.detector, self.view = detector, view
 
-    def __call__(self, tiles: torch.Tensor) -> list[Found]:
+    def __call__(self, tiles: NDArray[np.float32]) -> list[Found]:
         found = self.detector(dihedral(tiles, self.view))
         height, width = tiles.shape[2:]
         return [(boxes_from_view(boxes, self.view, height, width), scores) for boxes, scores in found]
 
 
-def load_detector(system: schema.System, device: torch.device, score_threshold: float | None = None) -> Detector:
-    """A system's detector with all its members and views, on a device.
+def load_detector(system: schema.System, engine: Engine, score_threshold: float | None = None) -> Detector:
+    """A system's detector with all its members and views.
 
     Args:
         system: with a `detector`.
-        device: torch.device.
+        engine: that runs it.
         score_threshold: instead of the system's own.
 
     Raises:
-        UserError: as `midog.engine.weights.load_network`.
+        UserError: as `midog.engine.network.Engine.load`.
     """
     part = system.detector
     assert part is not None
-    networks: list[nn.Module] = []
-    for member in part.members:
-        network = fold_batch_norms(load_network(DETECTORS, part.network, part.options, system.path_of(member)))
-        networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    networks = [
+        engine.load("detector", part.network, part.options, system.path_of(member), part.precision)
+        for member in part.members
+    ]
     return detector_of(networks, part, part.score_threshold if score_threshold is None else score_threshold)
 
 
-def detector_of(networks: Sequence[nn.Module], part: schema.Detector, score_threshold: float) -> Detector:
+def detector_of(networks: Sequence[Network], part: schema.Detector, score_threshold: float) -> Detector:
     """Networks, as the members of a system's detector, with its views.
 
     Args:
@@ -171,29 +163,18 @@ def detector_of(networks: Sequence[nn.Module], part: schema.Detector, score_thre
         score_threshold: the least score of a candidate.
     """
     if part.network in DENSE:
-        stride: int = networks[0].stride  # type: ignore[assignment]
         network = MeanMap(networks) if len(networks) > 1 else networks[0]
         network = MapViews(network, part.views) if part.views > 1 else network
-        return PlaceDetector(network, score_threshold, stride, part.box_um / part.um_per_px, part.precision)
+        return PlaceDetector(network, score_threshold, part.box_um / part.um_per_px)
     if part.fusion == "average" and len(networks) > 1:
         networks = [AveragedNetwork(networks)]
     lists = part.views * len(networks)
-    detectors = [NetworkDetector(each, score_threshold, part.nms_iou, part.precision, lists) for each in networks]
+    detectors = [NetworkDetector(each, score_threshold, part.nms_iou, lists) for each in networks]
     if lists == 1:
         return detectors[0]
     # One view after the other: a batch of them all takes as many times the memory, and no less time on a CPU.
     views = [DetectorView(detector, view) for view in VIEWS[part.views] for detector in detectors]
     return FusedDetector(views, part.nms_iou, score_threshold)
-
-
-def tiles_with_tissue(
-    slide: Slide, places: Iterable[NDArray[np.int64]], tile: tuple[int, int]
-) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
-    """Read the tiles at `places` and yield (place, uint8 (height, width, 3)) of those that hold tissue."""
-    for x, y in places:
-        pixels = read_tile(slide, int(x), int(y), tile)
-        if has_tissue(pixels):
-            yield (int(x), int(y)), pixels
 
 
 def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
@@ -226,13 +207,12 @@ def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
                 waiting.get(timeout=0.05)
 
 
-@torch.inference_mode()
 def find_candidates(
     slide: Slide,
     detector: Detector,
     tile: tuple[int, int],
     overlap: float,
-    device: torch.device,
+    device: str,
     progress: Progress | None = None,
     batch: int | None = None,
 ) -> Found:
@@ -242,7 +222,7 @@ def find_candidates(
         slide: at the um per pixel that the detector was trained at.
         detector: see this module.
         tile, overlap: (width, height) px, and fraction of the tile's sides.
-        device: torch.device.
+        device: "cpu" or "cuda", where the detector runs.
         progress: wraps the places (tqdm).
         batch: tiles a forward; by the kinds of device and detector if not given.
 
@@ -253,15 +233,14 @@ def find_candidates(
         UserError: the slide's pixels cannot be decoded; memory runs out for a single tile.
     """
     usual = DENSE_BATCH_SIZE if isinstance(detector, PlaceDetector) else BATCH_SIZE
-    batch = batch or usual[device.type]
+    batch = batch or usual[device]
     boxes, scores = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.float32)]
 
     def forward(block: list[tuple[tuple[int, int], NDArray[np.uint8]]]) -> Iterable[tuple[tuple[int, int], Found]]:
-        found = detector(to_tensor([pixels for _, pixels in block], device))
+        found = detector(to_batch([pixels for _, pixels in block]))
         return zip([place for place, _ in block], found, strict=True)
 
-    width, height = (min(part, -(-side // STRIDE) * STRIDE) for part, side in zip(tile, slide.size, strict=True))
-    tile = width, height  # no larger than the slide, but for what its maps need
+    tile = fitted(slide.size, tile, overlap)
     places = grid(*slide.size, tile, overlap)
     tiles = prefetch(tiles_with_tissue(slide, progress(places) if progress else places, tile), 2 * batch)
     for (x, y), (box, score) in in_batches(tiles, forward, batch, "tiles"):

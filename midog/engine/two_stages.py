@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from midog import system as schema
@@ -12,11 +11,12 @@ from midog.detections import Detections
 from midog.engine.boxes import merge_near, nms
 from midog.engine.classifier import classify, field_of, load_classifier
 from midog.engine.detector import Progress, find_candidates, load_detector, prefetch
+from midog.engine.network import Engine
 from midog.images.slide import ArraySlide, Slide, at_spacing
 from midog.images.stain import stain_normalised
 
 PREFETCHED = 64  # crops
-BATCH_SIZE = {"cpu": 16, "cuda": 64}  # crops a forward
+BATCH_SIZE = {"cpu": 32, "cuda": 64}  # crops a forward
 FINER = 0.9  # of the detector's um per pixel; a smaller difference is not worth reading the slide twice
 
 
@@ -61,25 +61,25 @@ def with_score(probabilities: NDArray[np.floating], scores: NDArray[np.floating]
 
 
 class SystemDetector:
-    """A Track 1 system, loaded on a device: `SystemDetector(system, device)(slide)` for any number of slides.
+    """A Track 1 system, loaded: `SystemDetector(system, engine)(slide)` for any number of slides.
 
     Candidates are merged across tiles before they are classified, so that each place is classified once and the
     result does not depend on how a tile cut it; `merge.after_classification` is the SZTU paper's order.
 
     Args:
         system: `midog.system.System` with a detector.
-        device: torch.device.
+        engine: that runs its networks.
     """
 
-    def __init__(self, system: schema.System, device: torch.device) -> None:
+    def __init__(self, system: schema.System, engine: Engine) -> None:
         assert system.detector is not None
-        self.part, self.device = system.detector, device
-        self.detector = load_detector(system, device)
+        self.part, self.device = system.detector, engine.device
+        self.detector = load_detector(system, engine)
         self.score_weight, self.classifier = 0.0, None
         if system.classifier:
             self.field_um, self.crop_px = field_of(system.classifier)
             self.score_weight = system.classifier.score_weight
-            self.classifier = load_classifier(system, device, self.field_um)
+            self.classifier = load_classifier(system, engine, self.field_um)
 
     def warm_up(self) -> None:
         """Run everything once on made pixels: noise, which is searched like tissue, and crops, which it has none of."""
@@ -88,7 +88,7 @@ class SystemDetector:
         noise = np.random.default_rng(0).integers(0, 256, (4 * height, 4 * width, 3), np.uint8)
         self(ArraySlide(noise, (spacing, spacing)))
         if self.classifier:
-            batch = BATCH_SIZE[self.device.type]
+            batch = BATCH_SIZE[self.device]
             crops = np.zeros((batch, self.crop_px, self.crop_px, 3), np.uint8)
             classify(crops, self.classifier, self.device, batch)
 
@@ -117,7 +117,7 @@ class SystemDetector:
             finer = sees_finer(part, self.field_um, self.crop_px)
             crops = crops_of(source if finer else slide, found.boxes if finer else boxes, self.field_um, self.crop_px)
             probabilities = with_score(
-                classify(crops, self.classifier, self.device, BATCH_SIZE[self.device.type]), scores, self.score_weight
+                classify(crops, self.classifier, self.device, BATCH_SIZE[self.device]), scores, self.score_weight
             )
         if late:
             kept = np.sort(merge(part.merge, boxes, probabilities, slide.um_per_px))

@@ -4,21 +4,22 @@ View 0 is the image. Views 0 to 3 are its quarter turns, views 4 to 7 those, mir
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 VIEWS = {1: (0,), 2: (0, 4), 4: (0, 1, 2, 3), 8: tuple(range(8))}  # by how many a system asks for
 
 
-def dihedral(images: torch.Tensor, view: int) -> torch.Tensor:
+def dihedral(images: NDArray[np.float32], view: int) -> NDArray[np.float32]:
     """View 0 to 7 of (N, C, H, W): (N, C, H, W), or (N, C, W, H) after an odd number of quarter turns."""
-    turned = torch.rot90(images, view % 4, (2, 3))
-    return turned.flip(3) if view >= 4 else turned
+    if view == 0:
+        return images
+    turned = np.rot90(images, view % 4, (2, 3))
+    return (np.flip(turned, 3) if view >= 4 else turned).copy()
 
 
-def undone(maps: torch.Tensor, view: int) -> torch.Tensor:
+def undone(maps: NDArray[np.float32], view: int) -> NDArray[np.float32]:
     """The opposite of `dihedral`: what was computed of a view, (N, C, H, W), as the image has it."""
-    return torch.rot90(maps.flip(3) if view >= 4 else maps, -(view % 4), (2, 3))
+    return np.rot90(np.flip(maps, 3) if view >= 4 else maps, -(view % 4), (2, 3))
 
 
 def boxes_from_view(boxes: NDArray[np.float32], view: int, height: int, width: int) -> NDArray[np.float32]:

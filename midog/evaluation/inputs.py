@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from midog.arguments import add_device
 from midog.calibration import Calibration
 from midog.errors import UserError
 from midog.evaluation.cases import (
@@ -91,9 +92,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="folders that midog predict wrote, or of the platform's jobs (predictions.json); each image in one",
     )
-    found.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs (%(default)s)"
-    )
+    add_device(found)
 
 
 def add_split_arguments(parser: ArgumentParser) -> None:
@@ -156,7 +155,7 @@ def read_inputs(arguments: Namespace, model: str | Path | None, system: str | No
         known = extents(fields)
     else:
         known = extents(fields)  # first of all: a missing image should not end a run of hours
-        runner = load(system, track, model, arguments.device)
+        runner = load(system, track, model, arguments.device, arguments.precision)
         found = results_of(runner, labelled)
         cases = [case_of(track, image, labelled.truths[image], result) for image, result in found]
         remarks, systems = [], dict.fromkeys(labelled.truths, runner.system)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +46,7 @@ SUFFIXES = _OTHERS | {".dcm"}
 logger = logging.getLogger(__name__)
 
 Read = Callable[[int, int, int, int], NDArray[np.uint8]]  # x, y, width, height, px -> (height, width, 3)
+Made = TypeVar("Made")
 
 
 def open_slide(
@@ -257,7 +258,29 @@ class Slide:
         Raises:
             UserError: if they cannot be decoded.
         """
-        return _average((x, y, width, height), factor, self.size, self.size, self.read)
+        area = x, y, width, height
+        return self.of_level(
+            self._divided(factor), lambda level_size, read: _average(area, factor, self.size, level_size, read)
+        )
+
+    def coarseness(self, factor: int) -> float:
+        """How many px a side of this image a pixel has of the level that `shrunk` reads; about 1 without a pyramid."""
+        return self.size[0] / self.of_level(self._divided(factor), lambda level_size, _: level_size)[0]
+
+    def _divided(self, factor: int) -> tuple[int, int]:
+        return self.size[0] // factor, self.size[1] // factor
+
+    def of_level(self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], Made]) -> Made:
+        """What `make` gives of the smallest level that has at least a size, or of a finer one if that is damaged.
+
+        Args:
+            size: (width, height), at most this image's.
+            make: takes the level's size and how its pixels are read.
+
+        Raises:
+            UserError: level 0 cannot be decoded either.
+        """
+        return make(self.size, self.read)
 
     def points_mm(self, points: ArrayLike) -> NDArray[np.float64]:
         """Pixel (x, y), (N, 2), a pixel's centre at integers -> float64 (N, 2) in mm, as SimpleITK has it."""
@@ -319,16 +342,9 @@ class _FileSlide(Slide):
 
     def overview(self, longest_side: int) -> NDArray[np.uint8]:
         size = _overview_size(self.size, longest_side)
-        return self._of_level(size, lambda level_size, read: _shrink(self.size, level_size, longest_side, read))
+        return self.of_level(size, lambda level_size, read: _shrink(self.size, level_size, longest_side, read))
 
-    def shrunk(self, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
-        area, size = (x, y, width, height), (self.size[0] // factor, self.size[1] // factor)
-        return self._of_level(size, lambda level_size, read: _average(area, factor, self.size, level_size, read))
-
-    def _of_level(
-        self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], NDArray[np.uint8]]
-    ) -> NDArray[np.uint8]:
-        """What `make` gives of the smallest level that has at least a size, or of a finer one if that is damaged."""
+    def of_level(self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], Made]) -> Made:
         while True:
             level = _fitting(self._levels, size)
             try:
@@ -336,7 +352,7 @@ class _FileSlide(Slide):
             except UserError as error:
                 if level is self._levels[0]:
                     raise
-                logger.warning(f"{error}; a finer level of the pyramid is shown instead")
+                logger.warning(f"{error}; a finer level of the pyramid is read instead")
                 self._levels = [other for other in self._levels if other is not level]
 
     def close(self) -> None:
@@ -434,6 +450,10 @@ class _Resampled(Slide):
 
     def overview(self, longest_side: int) -> NDArray[np.uint8]:
         return self._source.overview(longest_side)
+
+    def of_level(self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], Made]) -> Made:
+        least = min(size[0], self._source.size[0]), min(size[1], self._source.size[1])
+        return self._source.of_level(least, make)
 
     def close(self) -> None:
         self._source.close()

@@ -9,13 +9,14 @@ shows some, and else 255. So glass becomes white and never takes a stain's colou
 """
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midog.images.appearance import LEAST_GLASS, MIN_DENSITY, glass_in, stain_vectors
-from midog.images.slide import Slide
+from midog.images.slide import Made, Read, Slide
 
 # The stains that the usual implementations normalise to: mitkovetta/staining-normalization, as in torchstain. Their
 # densities are natural logarithms.
@@ -79,6 +80,11 @@ class StainNormalised(Slide):
 
     def overview(self, longest_side: int) -> NDArray[np.uint8]:
         return self._changed(self.source.overview(longest_side))
+
+    def of_level(self, size: tuple[int, int], make: Callable[[tuple[int, int], Read], Made]) -> Made:
+        return self.source.of_level(
+            size, lambda level_size, read: make(level_size, lambda *place: self._changed(read(*place)))
+        )
 
     def close(self) -> None:
         self.source.close()

@@ -97,7 +97,7 @@ class LSConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         filters = self.filters(self.mix(self.large(self.reduce(x))))
-        filters = filters.view(len(x), -1, 9, *x.shape[2:])
+        filters = filters.view(x.shape[0], -1, 9, *x.shape[2:])
         return self.bn(small_kernel_aggregation(x, filters)) + x
 
 

@@ -27,6 +27,7 @@ STAGES = (  # kernel, stride, expansion, channels, blocks: the paper's table 1, 
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+LAST_OF_STRIDE = {2: 0, 4: 1, 8: 2, 16: 4}  # the last stage at each stride
 SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))  # of channels and blocks, by version
 
 
@@ -157,7 +158,43 @@ class EfficientNetLite(nn.Module):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         nn.init.zeros_(self.classifier.bias)
 
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """What the stages begin with: half the image's resolution."""
+        return relu6(self.bn1(self.conv_stem(x)))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(relu6(self.bn1(self.conv_stem(x))))
+        x = self.blocks(self.stem(x))
         x = relu6(self.bn2(self.conv_head(x))).mean(dim=(2, 3))
         return self.classifier(F.dropout(x, self.drop_rate, self.training))
+
+
+class EfficientNetLiteMaps(nn.Module):
+    """EfficientNet-Lite0 to Lite4 as an encoder, without the layers behind its map of stride 16.
+
+    Args:
+        version: 0 to 4.
+
+    Attributes:
+        model: the network, cut off.
+        strides, widths: of its maps, from fine to coarse; widths in channels.
+
+    Forward: float (N, 3, H, W), normalised -> its maps.
+    """
+
+    strides = tuple(LAST_OF_STRIDE)
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        self.model = EfficientNetLite(version)
+        self.stages = tuple(LAST_OF_STRIDE.values())
+        del self.model.blocks[self.stages[-1] + 1 :], self.model.conv_head, self.model.bn2, self.model.classifier
+        self.widths = [scaled_channels(STAGES[stage][3], SCALES[version][0]) for stage in self.stages]
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.model.stem(x)
+        maps = []
+        for number, stage in enumerate(self.model.blocks):
+            x = stage(x)
+            if number in self.stages:
+                maps.append(x)
+        return maps

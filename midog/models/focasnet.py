@@ -381,7 +381,7 @@ class FoCasNet(nn.Module):
             stride = FINEST_STRIDE << level
             points.append(grid_points(each.shape[2], each.shape[3], stride, x.device))
             anchors.append(anchors_at(points[-1], stride))
-            levels.append(torch.full((len(points[-1]),), level, device=x.device))
+            levels.append(torch.full(points[-1].shape[:1], level, device=x.device))
         based = AnchorBased(outputs[0], outputs[1], torch.cat(anchors)) if self.head.anchor_based else None
         free = AnchorFree(outputs[-2], outputs[-1], torch.cat(points), torch.cat(levels)) if self.head.hybrid else None
         return based, free

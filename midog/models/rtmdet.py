@@ -200,7 +200,7 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 class RTMDetSepBNHead(nn.Module):
     """Class and box branches on three maps: shared convolutions, batch norms of each level's own.
 
-    Forward: three maps -> distances (N, 4, P) in px from each point of `grid_points` to the box's left, top,
+    Forward: three maps -> distances float32 (N, 4, P) in px from each point of `grid_points` to the box's left, top,
     right and bottom, logits (N, num_classes, P).
     """
 
@@ -232,7 +232,7 @@ class RTMDetSepBNHead(nn.Module):
         distances, logits = [], []
         for level, (x, stride) in enumerate(zip(maps, STRIDES, strict=True)):
             logits.append(self.rtm_cls[level](self.cls_convs[level](x)).flatten(2))
-            distance = self.rtm_reg[level](self.reg_convs[level](x)).flatten(2)
+            distance = self.rtm_reg[level](self.reg_convs[level](x)).flatten(2).float()
             distances.append((distance.exp() if self.exponential else distance) * stride)
         return torch.cat(distances, 2), torch.cat(logits, 2)
 
@@ -295,5 +295,5 @@ class RTMDet(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         distances, logits = self.bbox_head(self.neck(self.backbone(x)))
         points, _ = grid_points(x.shape[2], x.shape[3], x.device)
-        left_top, right_bottom = distances.float().chunk(2, 1)
+        left_top, right_bottom = distances.chunk(2, 1)
         return torch.cat([points - left_top, points + right_bottom], 1), logits

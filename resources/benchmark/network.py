@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from midog.engine.weights import choose_device, fold_batch_norms
+from midog.engine.torch_engine import choose_device, fold_batch_norms
 from midog.errors import UserError, exit_code
 from midog.models import DETECTORS, build
 from resources.benchmark.machine import best_time, copied_bytes, matrix_flops

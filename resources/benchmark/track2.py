@@ -1,9 +1,9 @@
 """How fast Track 2 runs here, against what the machine must spend at least.
 
-    python -m resources.benchmark.track2 [--system NAME] [--device cuda]
+    python -m resources.benchmark.track2 [--system NAME] [--device cuda] [--exported output/openvino]
 
-Prints the wall time of a whole job of 16 pages against `import torch` alone,
-and the pages a second against the machine's own matrix product. Run it with
+Prints the wall time of a whole job of 16 pages against `import torch` alone, by the number of views, and with what
+`midog export-openvino` wrote; and the pages a second against the machine's own matrix product in float32. Run it with
 nothing else on the machine.
 """
 
@@ -21,8 +21,8 @@ import torch
 from msgspec.structs import replace
 from torch.utils.flop_counter import FlopCounterMode
 
+from midog.engine.torch_engine import choose_device
 from midog.engine.views import VIEWS
-from midog.engine.weights import choose_device
 from midog.errors import exit_code
 from midog.files import write_yaml
 from midog.run import Track2
@@ -47,7 +47,7 @@ def with_views(system: System, views: int) -> System:
     return replace(system, classifier=replace(system.classifier, views=views))
 
 
-def measure_process(system: Path, device: str, rounds: int) -> None:
+def measure_process(system: Path, exported: Path | None, device: str, rounds: int) -> None:
     """Whole processes, in turn, so that the machine's mood is the same for both."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,6 +63,8 @@ def measure_process(system: Path, device: str, rounds: int) -> None:
                     (model / path.name).symlink_to(path.resolve())
             write_yaml(model / "model.yaml", as_yaml(with_views(load_system(system), views)))
             commands[f"job of {JOB_PAGES} pages, {views} view{'s' * (views > 1)}"] = [*job, str(model.parent)]
+        if exported:
+            commands[f"job of {JOB_PAGES} pages, OpenVINO"] = [*job, str(exported)]
         walls: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds + 1):
             for name, command in commands.items():
@@ -104,13 +106,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of the systems' folders (as inference.py)")
     parser.add_argument("--system", metavar="NAME", help="folder in it (the default)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--exported", type=Path, metavar="DIR", help="weights that midog export-openvino wrote")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="jobs of each kind (%(default)s)")
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
     system = find_folder(model_folder(arguments.model), arguments.system, track=2)
-    measure_process(system, arguments.device, arguments.rounds)
+    measure_process(system, arguments.exported, arguments.device, arguments.rounds)
     with torch.inference_mode():
         measure_pages(system, arguments.device)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from midog.engine.weights import choose_device
+from midog.engine.torch_engine import choose_device
 from midog.errors import UserError, exit_code
 from midog.system import System, find_system, load_system, model_folder, read_system
 from resources.data.fields import read_fields

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from midog.engine.weights import choose_device
+from midog.engine.torch_engine import choose_device
 from midog.errors import exit_code
 from midog.evaluation.held_out import RAW, evaluate_held_out
 from midog.evaluation.splits import read_split

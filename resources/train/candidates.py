@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from midog.engine.weights import choose_device
+from midog.engine.torch_engine import choose_device
 from midog.errors import exit_code
 from midog.system import Made, load_system
 from resources.data.fields import in_memory

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import msgspec
 
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector
-from midog.engine.weights import choose_device
 from midog.errors import UserError, exit_code
 from midog.files import check_writable
 from midog.system import find_system, model_folder
@@ -56,7 +56,7 @@ def mine(arguments: argparse.Namespace) -> None:
             f"give --threshold {lowest} or more"
         )
     check_writable(arguments.out.parent)
-    detector = SystemDetector(msgspec.structs.replace(system, classifier=None), choose_device(arguments.device))
+    detector = SystemDetector(msgspec.structs.replace(system, classifier=None), TorchEngine(arguments.device))
     split, training, _ = chosen_folds(arguments)
     fields = read_fields(arguments.data, split, training)
     rows, detections = mine_fields(detector, fields, arguments.threshold, system.detector.box_um)

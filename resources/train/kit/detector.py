@@ -16,8 +16,8 @@ from torch import nn
 from tqdm import tqdm
 
 from midog.engine.detector import detector_of, find_candidates
+from midog.engine.torch_engine import TorchNetwork, choose_device
 from midog.engine.two_stages import merge
-from midog.engine.weights import choose_device
 from midog.errors import UserError
 from midog.models import DENSE, DETECTORS, build
 from midog.system import Detector, Made, NotNegative, TileSide
@@ -188,8 +188,10 @@ class DetectorTask:
 
     def _search(self, member: nn.Module, field: Field) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The candidates of a whole field, as inference finds and merges them."""
-        detector = detector_of([member], msgspec.structs.replace(self.part, views=1), VALIDATION_THRESHOLD)
-        boxes, scores = find_candidates(field, detector, self.part.tile, self.part.overlap, self.device)
+        part = msgspec.structs.replace(self.part, views=1)
+        network = TorchNetwork(member, self.device, part.precision)
+        detector = detector_of([network], part, VALIDATION_THRESHOLD)
+        boxes, scores = find_candidates(field, detector, self.part.tile, self.part.overlap, self.device.type)
         kept = merge(self.part.merge, boxes, scores, field.um_per_px)
         return boxes[kept], scores[kept]
 

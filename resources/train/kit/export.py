@@ -16,8 +16,8 @@ from torch import nn
 from tqdm import tqdm
 
 from midog.calibration import Calibration, shift_to_half
+from midog.engine.torch_engine import TorchEngine, load_network
 from midog.engine.two_stages import SystemDetector
-from midog.engine.weights import load_network
 from midog.evaluation.metrics import MATCH_UM, detection_curve
 from midog.evaluation.splits import Split
 from midog.evaluation.tables import holds_crops, read_crop_table, read_tables, select_images, split_selection
@@ -155,7 +155,7 @@ def set_operating_point(
         `detection_curve` of the probabilities before.
     """
     system = load_system(folder)
-    detector = SystemDetector(system, device)
+    detector = SystemDetector(system, TorchEngine(device))
     found = [detector(field) for field in tqdm(fields, "validation", disable=None, leave=False)]
     curve = curve_on(fields, [each.centres for each in found], [each.probabilities for each in found])
     shift = Calibration(shift=shift_to_half(curve["threshold"])) if calibrate else Calibration()

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from midog import about, job
 from midog.calibration import Calibration
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector
-from midog.engine.weights import choose_device
 from midog.evaluation.labelled import extents, read_labelled, results_of
 from midog.evaluation.splits import Split
 from midog.evaluation.tables import chosen_images, holds_crops, split_selection
@@ -94,7 +94,7 @@ def mine_fold(folder: Path, data: Sequence[str], split: Split, fold: str, thresh
     assert system.detector is not None
     fields = read_fields(data, split, [fold])
     part = replace(system.detector, score_threshold=threshold)
-    detector = SystemDetector(replace(system, detector=part, classifier=None), choose_device(device))
+    detector = SystemDetector(replace(system, detector=part, classifier=None), TorchEngine(device))
     rows, detections = mine_fields(detector, fields, threshold, system.detector.box_um)
     write_mined(folder / MINED, rows, fields, detections)
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from midog.engine.memory import keep_memory
-from midog.engine.weights import half_type
+from midog.engine.torch_engine import half_type
 from midog.errors import UserError
 from resources.train.kit.depthwise import FastDepthwise
 from resources.train.kit.recipes import LoopRecipe

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from midog.calibration import Calibration
-from midog.engine.weights import load_network
+from midog.engine.torch_engine import load_network
 from midog.errors import UserError
 from midog.evaluation.held_out import read_held_out
 from midog.evaluation.operating_point import carried_over, domain_errors, domain_figures, fit_calibration

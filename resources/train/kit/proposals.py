@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from midog.detections import Detections
+from midog.engine.torch_engine import TorchEngine
 from midog.engine.two_stages import SystemDetector, sees_finer
 from midog.evaluation.metrics import MATCH_UM, match
 from midog.files import write_file
@@ -61,7 +62,7 @@ class Proposer:
         self.box_um, self.searches = system.detector.box_um, score_threshold < 1
         # The fields that it is given are normalised already.
         part = replace(system.detector, score_threshold=score_threshold, stain_normalisation="none")
-        self.detector = SystemDetector(replace(system, detector=part, classifier=None), device)
+        self.detector = SystemDetector(replace(system, detector=part, classifier=None), TorchEngine(device))
 
     def gather(self, labelled: Sequence[Field], as_inference: bool) -> Proposals:
         """The candidates of fields.

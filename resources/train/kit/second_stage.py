@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.transforms import v2
 
-from midog.engine.classifier import NetworkClassifier, classify, in_views, normalise
+from midog.engine.classifier import NetworkClassifier, classify, in_views
 from midog.engine.detector import prefetch
+from midog.engine.torch_engine import Normalised, TorchNetwork, normalise
 from midog.engine.two_stages import PREFETCHED, cut_candidate, with_score
 from midog.errors import UserError
 from midog.evaluation.metrics import best_operating_point
@@ -294,10 +295,11 @@ class CandidateTask:
         The best there is, or, of a recipe that is not calibrated, that at .5.
         """
         fields, proposals = self.validation
-        classifier = in_views(NetworkClassifier(network, 1.0, part.input_px), part)
+        predicted = TorchNetwork(Normalised(network), self.device, part.precision)
+        classifier = in_views(NetworkClassifier(predicted, 1.0, part.input_px), part)
         places = zip(proposals.fields.tolist(), proposals.boxes.numpy(), strict=True)
         crops = prefetch((cut_candidate(fields[i], box, part.field_um, part.input_px) for i, box in places), PREFETCHED)
-        found = classify(crops, classifier, self.device)
+        found = classify(crops, classifier, self.device.type)
         probabilities = with_score(found, proposals.scores.numpy(), part.score_weight)
         hits = proposals.labels.numpy()
         if self.recipe.calibrate:

@@ -11,7 +11,8 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from torch import nn
 
-from midog.engine.classifier import NetworkClassifier, Views, classify, normalise
+from midog.engine.classifier import NetworkClassifier, Views, classify
+from midog.engine.torch_engine import Normalised, TorchNetwork, normalise
 from midog.errors import UserError
 from midog.evaluation.operating_point import Rule
 from midog.evaluation.splits import TEST, Split
@@ -268,5 +269,6 @@ def predict(
     network: nn.Module, part: Classifier, views: int, crops: Crops, rows: NDArray[np.int64], device: torch.device
 ) -> NDArray[np.float32]:
     """P(atypical) before calibration, as inference computes it: (len(rows),)."""
-    classifier = Views(NetworkClassifier(network, part.field_um / CROP_UM, part.input_px), views)
-    return classify((crops.images[row].permute(1, 2, 0).numpy() for row in rows), classifier, device)
+    predicted = TorchNetwork(Normalised(network), device, part.precision)
+    classifier = Views(NetworkClassifier(predicted, part.field_um / CROP_UM, part.input_px), views)
+    return classify((crops.images[row].permute(1, 2, 0).numpy() for row in rows), classifier, device.type)
