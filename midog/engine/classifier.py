@@ -5,14 +5,14 @@ the probability of the positive class. `detector.py` is its like.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midog import system as schema
 from midog.calibration import Calibration, sigmoid
-from midog.engine.network import Engine, Network, in_batches, to_batch
+from midog.engine.network import Engine, Network, Stored, in_batches, to_batch
 from midog.engine.views import VIEWS, dihedral
 from midog.models import classifier_options
 
@@ -149,19 +149,19 @@ def load_classifier(system: schema.System, engine: Engine, field_um: float) -> C
     for member in part.members:
         seen = part.field_um if member.field_um is None else member.field_um
         size = part.input_px if member.input_px is None else member.input_px
-        name, options = network_of(part, member)
-        network = engine.load("classifier", name, options, system.path_of(member), part.precision)
+        network = engine.load(stored_network(part, member, system.path_of(member)))
         one = NetworkClassifier(network, seen / field_um if field_um else 1.0, size)
         classifiers.append(Calibrated(in_views(one, part), member.calibration))
     ensemble = Ensemble(classifiers)
     return ensemble if part.calibration.is_identity else Calibrated(ensemble, part.calibration)
 
 
-def network_of(part: schema.Classifier, member: schema.ClassifierWeights) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a member's network."""
+def stored_network(part: schema.Classifier, member: schema.ClassifierWeights, path: Path) -> Stored:
+    """A member's network, and where its weights lie."""
     size = part.input_px if member.input_px is None else member.input_px
     name = member.network or part.network
-    return name, classifier_options(name, part.options if member.options is None else member.options, size)
+    options = classifier_options(name, part.options if member.options is None else member.options, size)
+    return Stored("classifier", name, options, path, part.precision)
 
 
 def in_views(classifier: Classifier, part: schema.Classifier) -> Classifier:

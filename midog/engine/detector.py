@@ -17,7 +17,7 @@ from midog import system as schema
 from midog.calibration import logit, sigmoid
 from midog.engine.boxes import nms, weighted_box_fusion
 from midog.engine.dense import MapViews, MeanMap, PlaceDetector
-from midog.engine.network import Engine, Network, in_batches, to_batch
+from midog.engine.network import Engine, Network, Stored, in_batches, to_batch
 from midog.engine.views import VIEWS, boxes_from_view, dihedral
 from midog.images.slide import Slide
 from midog.images.tiles import fitted, grid, tiles_with_tissue
@@ -147,10 +147,10 @@ def load_detector(system: schema.System, engine: Engine, score_threshold: float 
     """
     part = system.detector
     assert part is not None
-    networks = [
-        engine.load("detector", part.network, part.options, system.path_of(member), part.precision)
-        for member in part.members
-    ]
+    stored = (
+        Stored("detector", part.network, part.options, system.path_of(each), part.precision) for each in part.members
+    )
+    networks = [engine.load(each) for each in stored]
     return detector_of(networks, part, part.score_threshold if score_threshold is None else score_threshold)
 
 

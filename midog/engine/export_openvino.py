@@ -1,11 +1,10 @@
 """Systems for OpenVINO: a model folder of the same layout, whose networks run on a CPU without PyTorch."""
 
-import logging
 import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,19 +13,18 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from midog.engine.classifier import network_of
+from midog.engine.classifier import stored_network
+from midog.engine.network import Stored
 from midog.engine.openvino_engine import OpenVINOEngine, openvino
 from midog.engine.torch_engine import TorchNetwork, load_module
 from midog.errors import UserError
 from midog.files import sha256_of, write_yaml
-from midog.system import EXPORTED, System, Weights, as_yaml, files_of, read_system
+from midog.system import EXPORTED, Classifier, Detector, System, Weights, as_yaml, files_of, read_system
 
 CPU = torch.device("cpu")
 CHECKED_TILE = (96, 128)  # (height, width) px, unlike any that a network is traced with
 CHECKED_BATCH = 3
 TOLERANCE = 1e-2  # of the greatest number that a network answers: its folded weights are rounded to float16
-
-logger = logging.getLogger(__name__)
 
 
 def export(system: System, out: Path) -> Path:
@@ -56,7 +54,7 @@ def export(system: System, out: Path) -> Path:
                 if part := getattr(system, kind):
                     members = []
                     for member in part.members:
-                        members.append(_export_member(system, kind, member, made))
+                        members.append(_export_member(system.path_of(member), part, member, made))
                         progress.update()
                     parts[kind] = replace(part, members=tuple(members))
         write_yaml(made / "model.yaml", as_yaml(replace(system, **parts)))
@@ -65,31 +63,30 @@ def export(system: System, out: Path) -> Path:
     return folder
 
 
-def _export_member(system: System, kind: Literal["detector", "classifier"], member: Weights, made: Path) -> Weights:
+def _export_member(source: Path, part: Detector | Classifier, member: Any, made: Path) -> Weights:
     """One network's files, in a folder; its entry in model.yaml."""
-    source = system.path_of(member)
-    if kind == "detector":
-        assert system.detector is not None
-        name, options, (width, height) = system.detector.network, system.detector.options, system.detector.tile
+    if isinstance(part, Detector):
+        stored = Stored("detector", part.network, part.options, source, "float32")
+        width, height = part.tile
         sides, checked = (-1, -1), CHECKED_TILE
     else:
-        assert system.classifier is not None
-        name, options = network_of(system.classifier, member)  # type: ignore[arg-type]
-        width = height = getattr(member, "input_px", None) or system.classifier.input_px
+        stored = stored_network(part, member, source)._replace(precision="float32")
+        width = height = member.input_px or part.input_px
         sides = checked = (height, width)
-    module = load_module(kind, name, options, source).eval()
+    module = load_module(stored).eval()
     path = (made / f"{member.shared}_{member.weights}".lstrip("_")).with_suffix(EXPORTED)
     try:
         openvino.save_model(_converted(module, (height, width), sides), path)
         crops = np.random.default_rng(0).random((CHECKED_BATCH, 3, *checked), np.float32)
         expected = TorchNetwork(module, CPU, "float32")(crops)
-        found = OpenVINOEngine("cpu").load(kind, name, options, path, "float32")(crops)
+        found = OpenVINOEngine("cpu").load(stored._replace(path=path))(crops)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source}: {name} cannot be exported ({reason}); run it with PyTorch") from None
+        raise UserError(f"{source}: {stored.name} cannot be exported ({reason}); run it with PyTorch") from None
     if not all(_is_near(*pair) for pair in zip(found, expected, strict=True)):
-        raise UserError(f"{source}: {name} answers something else once it is exported; run it with PyTorch")
-    return replace(member, weights=path.name, sha256=sha256_of(*files_of(path)), shared="", exported_from=member.sha256)
+        raise UserError(f"{source}: {stored.name} answers something else once it is exported; run it with PyTorch")
+    changed = {"weights": path.name, "sha256": sha256_of(*files_of(path)), "shared": ""}
+    return cast(Weights, replace(member, **changed, exported_from=member.sha256))
 
 
 def _converted(module: nn.Module, side: tuple[int, int], sides: tuple[int, int]) -> openvino.Model:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,23 @@ BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Network = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
+
+
+class Stored(NamedTuple):
+    """A network as a system has it.
+
+    Attributes:
+        kind: of network.
+        name, options: what it is built from.
+        path: of its weights.
+        precision: of the system's part.
+    """
+
+    kind: Literal["detector", "classifier"]
+    name: str
+    options: Mapping[str, Any]
+    path: Path
+    precision: schema.Precision
 
 
 class Engine(Protocol):
@@ -40,21 +57,8 @@ class Engine(Protocol):
     def type_of(self, precision: schema.Precision) -> str:
         """What networks compute in: "float32", "bfloat16" or "float16"."""
 
-    def load(
-        self,
-        kind: Literal["detector", "classifier"],
-        network: str,
-        options: Mapping[str, Any],
-        path: Path,
-        precision: schema.Precision,
-    ) -> Network:
+    def load(self, stored: Stored) -> Network:
         """A network with its weights.
-
-        Args:
-            kind: of network.
-            network, options: what it is built from, as a system's part has it.
-            path: of its weights.
-            precision: of the system's part.
 
         Raises:
             UserError: unknown network or option, broken file, other names or shapes.

@@ -1,15 +1,12 @@
 """OpenVINO as the engine: on CPUs, without PyTorch, from what `midog export-openvino` wrote."""
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midog import system as schema
-from midog.engine.network import Network, processor_has_bfloat16
+from midog.engine.network import Network, Stored, processor_has_bfloat16
 from midog.errors import UserError, brief
 
 # With this package, importing OpenVINO sends usage data to its maker and takes longer; without it there is a stub.
@@ -61,18 +58,11 @@ class OpenVINOEngine:
         """As the protocol."""
         return "bfloat16" if precision == "auto" and processor_has_bfloat16() else "float32"
 
-    def load(
-        self,
-        kind: Literal["detector", "classifier"],
-        network: str,
-        options: Mapping[str, Any],
-        path: Path,
-        precision: schema.Precision,
-    ) -> Network:
-        """As the protocol; of an .xml file, which says all that `kind`, `network` and `options` do."""
-        settings = {"INFERENCE_PRECISION_HINT": "bf16" if self.type_of(precision) == "bfloat16" else "f32"}
+    def load(self, stored: Stored) -> Network:
+        """As the protocol; of an .xml file, which says all that the network's name and options do."""
+        settings = {"INFERENCE_PRECISION_HINT": "bf16" if self.type_of(stored.precision) == "bfloat16" else "f32"}
         try:
-            return OpenVINONetwork(self.core.compile_model(path, "CPU", settings))
+            return OpenVINONetwork(self.core.compile_model(stored.path, "CPU", settings))
         except RuntimeError as error:
             reason = " ".join(brief(error).split())
-            raise UserError(f"{path}: OpenVINO cannot load it ({reason}); export it again") from None
+            raise UserError(f"{stored.path}: OpenVINO cannot load it ({reason}); export it again") from None

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from midog import system as schema
 from midog.engine.memory import keep_memory
-from midog.engine.network import MAX_THREADS, Network, processor_has_bfloat16
+from midog.engine.network import MAX_THREADS, Network, Stored, processor_has_bfloat16
 from midog.errors import UserError
 from midog.models import CLASSIFIERS, DETECTORS, build, normalisation
 
@@ -126,31 +126,22 @@ class TorchEngine:
         """As the protocol."""
         return str(forward_type(self.torch_device, precision)).removeprefix("torch.")
 
-    def load(
-        self,
-        kind: Literal["detector", "classifier"],
-        network: str,
-        options: Mapping[str, Any],
-        path: Path,
-        precision: schema.Precision,
-    ) -> Network:
+    def load(self, stored: Stored) -> Network:
         """As the protocol; of a safetensors file."""
-        module = fold_batch_norms(load_module(kind, network, options, path))
+        module = fold_batch_norms(load_module(stored))
         module = module.to(self.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return TorchNetwork(module, self.torch_device, precision)
+        return TorchNetwork(module, self.torch_device, stored.precision)
 
 
-def load_module(
-    kind: Literal["detector", "classifier"], network: str, options: Mapping[str, Any], path: Path
-) -> nn.Module:
+def load_module(stored: Stored) -> nn.Module:
     """A network as a module that takes RGB in [0, 1]: detectors normalise it themselves.
 
     Raises:
         UserError: as `load_network`.
     """
-    if kind == "detector":
-        return load_network(DETECTORS, network, options, path)
-    return Normalised(load_network(CLASSIFIERS, network, options, path))
+    if stored.kind == "detector":
+        return load_network(DETECTORS, stored.name, stored.options, stored.path)
+    return Normalised(load_network(CLASSIFIERS, stored.name, stored.options, stored.path))
 
 
 class WithoutRandomStart(TorchFunctionMode):

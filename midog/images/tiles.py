@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,18 +140,25 @@ def tiles_with_tissue(
             if not is_glass:
                 tissue.append(place)
             yield place, pixels
-    left_out.sort(key=partial(_is_apart, tissue, tile))
+    near = _touching(tissue, tile)
+    left_out.sort(key=lambda place: _cell(place, tile) not in near)
     for place in left_out:
-        if is_believed and tissue and _is_apart(tissue, tile, place):
+        if is_believed and tissue and _cell(place, tile) not in near:
             return
         if has_tissue(pixels := read_tile(slide, *place, tile)):
             is_believed = is_believed and not _is_clear(pixels, place)
             yield place, pixels
 
 
-def _is_apart(tissue: Sequence[tuple[int, int]], tile: tuple[int, int], place: tuple[int, int]) -> bool:
-    """Whether a tile touches none of those with tissue."""
-    return not any(abs(place[0] - x) <= tile[0] and abs(place[1] - y) <= tile[1] for x, y in tissue)
+def _cell(place: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """Where a tile begins, in whole tiles."""
+    return place[0] // tile[0], place[1] // tile[1]
+
+
+def _touching(places: Iterable[tuple[int, int]], tile: tuple[int, int]) -> set[tuple[int, int]]:
+    """The cells in which any tile begins that touches one of some tiles."""
+    cells = {_cell(place, tile) for place in places}
+    return {(x + right, y + down) for x, y in cells for right in (-1, 0, 1) for down in (-1, 0, 1)}
 
 
 def _is_clear(pixels: NDArray[np.uint8], place: tuple[int, int]) -> bool:

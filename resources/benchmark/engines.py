@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from midog.arguments import PRECISIONS
 from midog.engine import classifier, detector, two_stages
-from midog.engine.network import Network
+from midog.engine.network import Network, Stored
 from midog.engine.weights import engine_for
 from midog.errors import exit_code
 from midog.models import DENSE
@@ -32,12 +32,14 @@ def networks_of(system: System, device: str) -> Iterator[tuple[str, Network, int
     for precision in PRECISIONS:
         how = f"{engine.name}, {engine.type_of(precision)}"
         if part := system.detector:
-            network = engine.load("detector", part.network, part.options, system.path_of(part.members[0]), precision)
+            path = system.path_of(part.members[0])
+            network = engine.load(Stored("detector", part.network, part.options, path, precision))
             batch = detector.DENSE_BATCH_SIZE if part.network in DENSE else detector.BATCH_SIZE
             yield f"detector: {how}", network, batch[engine.device], part.tile[::-1]
         if second := system.classifier:
-            name, options = classifier.network_of(second, second.members[0])
-            network = engine.load("classifier", name, options, system.path_of(second.members[0]), precision)
+            path = system.path_of(second.members[0])
+            stored = classifier.stored_network(second, second.members[0], path)
+            network = engine.load(stored._replace(precision=precision))
             batch = two_stages.BATCH_SIZE if system.track == 1 else classifier.BATCH_SIZE
             crops = batch[engine.device] * (second.views if system.track == 2 else 1)
             yield f"classifier: {how}", network, crops, (second.input_px, second.input_px)
