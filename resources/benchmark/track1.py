@@ -47,23 +47,26 @@ def write_slide(path: Path, tissue: NDArray[np.uint8], um_per_px: float) -> None
     height, width = (side // SEGMENT * SEGMENT for side in tissue.shape[:2])
     tissue = tissue[:height, :width]
 
-    def level(side: int, shrink: int) -> Iterator[NDArray[np.uint8]]:
-        for top in range(0, side, SEGMENT):
-            for left in range(0, side, SEGMENT):
-                middle = all(0.45 < (each + SEGMENT / 2) / side < 0.55 for each in (top, left))
-                if not middle:
-                    yield glass
-                    continue
-                part = tissue[::shrink, ::shrink]
-                y, x = (start % (length - SEGMENT + 1) for start, length in zip((top, left), part.shape, strict=False))
-                yield part[y : y + SEGMENT, x : x + SEGMENT]
+    def segment(top: int, left: int) -> NDArray[np.uint8]:
+        middle = all(0.45 < (each + SEGMENT / 2) / SIDE < 0.55 for each in (top, left))
+        if not middle:
+            return glass
+        y, x = (start % (length - SEGMENT + 1) for start, length in zip((top, left), tissue.shape, strict=False))
+        return tissue[y : y + SEGMENT, x : x + SEGMENT]
+
+    def level(shrink: int) -> Iterator[NDArray[np.uint8]]:
+        step = SEGMENT * shrink
+        for top in range(0, SIDE, step):
+            for left in range(0, SIDE, step):
+                rows, columns = (range(start, start + step, SEGMENT) for start in (top, left))
+                yield np.block([[[segment(y, x)[::shrink, ::shrink]] for x in columns] for y in rows])
 
     density = 10_000 / um_per_px
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for number, shrink in enumerate((1, 4)):
             side = SIDE // shrink
             file.write(
-                level(side, shrink),
+                level(shrink),
                 shape=(side, side, 3),
                 dtype=np.uint8,
                 tile=(SEGMENT, SEGMENT),
