@@ -46,7 +46,7 @@ TUNE: dict[str, Any] = {
 }
 EXPORT: dict[str, Any] = {
     "description": "Write systems whose networks OpenVINO runs, on CPUs and without PyTorch.",
-    "epilog": "midog predict --model DIR then uses them, where pip install 'midog[openvino]' has been run, too.",
+    "epilog": "midog predict --model DIR then runs them, also where 'midog[openvino]' alone is installed.",
 }
 
 
@@ -277,7 +277,8 @@ def systems(arguments: argparse.Namespace) -> None:
         parts = [f"{part.network} x {len(part.members)}" for part in (system.detector, system.classifier) if part]
         files = [file for member in system.members for file in files_of(system.path_of(member))]
         size = sum(file.stat().st_size for file in files) / 1e6
-        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB")
+        engine = "  for OpenVINO" * system.is_exported
+        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB{engine}")
 
 
 def _names(folder: Path) -> list[str]:

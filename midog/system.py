@@ -438,11 +438,11 @@ def as_yaml(system: System) -> dict[str, Any]:
 
 
 def _check_weights(path: Path, member: Weights) -> None:
-    remedy = "export it again with midog export-openvino" if member.is_exported else "unpack the model again"
+    remedy = "export it again with midog export-openvino" if member.is_exported else "unpack the model again, or train it"
     try:
         found = sha256_of(*files_of(path))
     except OSError as error:
-        raise UserError(f"{error.filename}: weights not found; {remedy}, or train it") from None
+        raise UserError(f"{error.filename}: weights not found; {remedy}") from None
     if found != member.sha256:
         raise UserError(f"{path}: sha256 is {found[:12]}..., model.yaml says {member.sha256[:12]}...; {remedy}")
 
