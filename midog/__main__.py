@@ -277,8 +277,8 @@ def systems(arguments: argparse.Namespace) -> None:
         parts = [f"{part.network} x {len(part.members)}" for part in (system.detector, system.classifier) if part]
         files = [file for member in system.members for file in files_of(system.path_of(member))]
         size = sum(file.stat().st_size for file in files) / 1e6
-        engine = "  for OpenVINO" * system.is_exported
-        print(f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB{engine}")
+        line = f"{name:24s} track {system.track}  version {system.version:6s} {' + '.join(parts):28s} {size:6.1f} MB"
+        print(line + "  for OpenVINO" * system.is_exported)
 
 
 def _names(folder: Path) -> list[str]:

@@ -438,7 +438,9 @@ def as_yaml(system: System) -> dict[str, Any]:
 
 
 def _check_weights(path: Path, member: Weights) -> None:
-    remedy = "export it again with midog export-openvino" if member.is_exported else "unpack the model again, or train it"
+    remedy = "unpack the model again, or train it"
+    if member.is_exported:
+        remedy = "export it again with midog export-openvino"
     try:
         found = sha256_of(*files_of(path))
     except OSError as error:

@@ -150,7 +150,7 @@ def test_what_is_written(model, exported, capsys):
     assert [line.split()[:3] for line in listed] == [[SUBTYPES, "track", "2"], [FIGURES, "track", "1"]]
     assert "rtmdet x 1 + convnextv2 x 1" in listed[1]
     size = sum(path.stat().st_size for path in exported.glob(f"{FIGURES}/*.[xb]*"))
-    assert listed[1].endswith(f" {size / 1e6:.1f} MB")
+    assert listed[1].endswith(f" {size / 1e6:.1f} MB  for OpenVINO")
 
 
 # --- refused in one line ----------------------------------------------------------
