@@ -308,10 +308,8 @@ def train(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     commands = {"predict": predict, "report": report, "view": view, "check": check, "evaluate": evaluate, "tune": tune}
-    return exit_code(
-        (commands | {"systems": systems, "export-openvino": export_openvino, "train": train})[arguments.command],
-        arguments,
-    )
+    commands |= {"systems": systems, "export-openvino": export_openvino, "train": train}
+    return exit_code(commands[arguments.command], arguments)
 
 
 if __name__ == "__main__":

@@ -252,3 +252,14 @@ def test_out_of_memory_is_a_memory_error_and_nothing_else_is(said, kind):
     with pytest.raises(kind) as caught:
         OpenVINONetwork(SimpleNamespace(create_infer_request=lambda: request))(np.zeros((1, 3, 2, 2), np.float32))
     assert caught.type is kind
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(model, tmp_path, capfd):
+    theirs = tmp_path / SUBTYPES / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    line = refused(
+        capfd, "export-openvino", "--model", model, "--system", SUBTYPES, "--out", tmp_path, command=commands.main
+    )
+    assert line == f"error: {theirs.parent}: holds no system, and is not replaced; give another --out"
+    assert theirs.read_text() == "mine"

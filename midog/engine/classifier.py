@@ -1,6 +1,6 @@
 """Crops -> probabilities: members, views, calibration and their mean, in bounded batches.
 
-Every wrapper here is a `Classifier`: a callable that takes float32 (N, 3, H, W) RGB in [0, 1] and returns float32 (N,),
+Every wrapper here is a `Classifier`: a callable that takes float32 (N, 3, H, W) RGB in [0, 1] and returns float64 (N,),
 the probability of the positive class. `detector.py` is its like.
 """
 

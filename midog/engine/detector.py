@@ -24,7 +24,7 @@ from midog.images.tiles import fitted, grid, tiles_with_tissue
 from midog.models import DENSE
 
 BATCH_SIZE = {"cpu": 2, "cuda": 16}
-# Maps of stride 2 leave a processor's cache: two tiles in one forward take more than twice as long as one.
+# Maps of stride 2 are large: two tiles in one forward take twice the memory, and as long as one after the other.
 DENSE_BATCH_SIZE = {"cpu": 1, "cuda": 16}
 WEAK_CANDIDATES = 1000  # a tile: bounds the work of a detector that looks from below its threshold on
 

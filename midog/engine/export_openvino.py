@@ -43,7 +43,9 @@ def export(system: System, out: Path) -> Path:
     folder = out / system.system
     if system.is_exported:
         raise UserError(f"{system.folder}: exported already; give --model the weights for PyTorch")
-    if (folder / "model.yaml").exists() and not read_system(folder / "model.yaml").is_exported:
+    if folder.exists() and not (folder / "model.yaml").exists():
+        raise UserError(f"{folder}: holds no system, and is not replaced; give another --out")
+    if folder.exists() and not read_system(folder / "model.yaml").is_exported:
         raise UserError(f"{folder}: holds weights for PyTorch; give another --out")
     with tempfile.TemporaryDirectory(prefix=f".{system.system}-", dir=out) as name:
         made = Path(name, "made")

@@ -68,17 +68,16 @@ class Engine(Protocol):
 def processor_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 by instructions of its own (AVX512-BF16 or AMX), as Linux tells."""
     try:
-        lines = CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines()
+        with CPU_INFO.open(encoding="ascii", errors="replace") as lines:  # no further than the first of many processors
+            flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     except OSError:
         return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return not BFLOAT16_FLAGS.isdisjoint(flags)
 
 
 def to_batch(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """uint8 (H, W, 3), all of one size -> float32 (N, 3, H, W) in [0, 1], whose channels lie beside each other."""
-    pixels: NDArray[np.float32] = np.stack(images).astype(np.float32)
-    pixels /= 255
+    pixels: NDArray[np.float32] = np.divide(np.stack(images), 255, dtype=np.float32)
     return pixels.transpose(0, 3, 1, 2)
 
 

@@ -1,6 +1,5 @@
 """PyTorch as the engine: devices, precision, and networks from safetensors files."""
 
-import contextlib
 import copy
 import itertools
 from collections import Counter
@@ -37,14 +36,8 @@ def forward_type(device: torch.device, precision: schema.Precision) -> torch.dty
         device: where the forward runs.
         precision: "auto", or "float32" for it everywhere.
     """
-    has_half = device.type == "cuda" or processor_has_bfloat16()
-    return half_type(device) if has_half and precision == "auto" else torch.float32
-
-
-def autocast(device: torch.device, precision: schema.Precision) -> contextlib.AbstractContextManager[object]:
-    """`forward_type` for the forwards inside."""
-    kind = forward_type(device, precision)
-    return contextlib.nullcontext() if kind == torch.float32 else torch.autocast(device.type, kind)
+    has_half = precision == "auto" and (device.type == "cuda" or processor_has_bfloat16())
+    return half_type(device) if has_half else torch.float32
 
 
 def half_type(device: torch.device) -> torch.dtype:
@@ -64,13 +57,13 @@ class TorchNetwork:
     """
 
     def __init__(self, module: nn.Module, device: torch.device, precision: schema.Precision = "auto") -> None:
-        self.module, self.device, self.precision = module.eval(), device, precision
+        self.module, self.device, self.type = module.eval(), device, forward_type(device, precision)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
             inputs = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-            with autocast(self.device, self.precision):
+            with torch.autocast(self.device.type, self.type, enabled=self.type != torch.float32):
                 answer = self.module(inputs)
             answers = answer if isinstance(answer, tuple) else (answer,)
             return tuple(each.float().cpu().numpy() for each in answers)
